@@ -1,0 +1,22 @@
+/*
+ * clock.h - monotonic and wall time, and Milvus hybrid timestamps.
+ */
+#ifndef BASE_CLOCK_H
+#define BASE_CLOCK_H
+#include <stdint.h>
+
+uint64_t clock_mono_ms(void);
+uint64_t clock_mono_us(void);
+uint64_t clock_wall_ms(void); /* since 1970 */
+
+/* Milvus hybrid time (tt): physical ms << 18 | logical (milvus pkg/util/tsoutil). */
+#define TT_LOGICAL_BITS 18
+static inline uint64_t tt_to_ms(uint64_t tt)
+{
+    return tt >> TT_LOGICAL_BITS;
+}
+static inline uint64_t tt_from_ms(uint64_t ms)
+{
+    return ms << TT_LOGICAL_BITS;
+}
+#endif

@@ -1,0 +1,45 @@
+/*
+ * config.h - the configuration file (cdc.yaml): one table of keys, shared/reference/control-api.md section 6.
+ */
+#ifndef DAEMON_CONFIG_H
+#define DAEMON_CONFIG_H
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/log.h"
+
+struct err;
+
+struct config_etcd {
+    char **endpoints; /* NULL-terminated */
+    char *root_path, *meta_sub_path;
+    bool enable_auth;
+    char *username, *password;
+    bool enable_tls;
+    char *tls_cert_path, *tls_key_path, *tls_ca_cert_path;
+    int tls_min_version; /* 0 (none given), 10, 11, 12, 13 */
+};
+
+struct config {
+    char *address;          /* "host:port", default 127.0.0.1:8444 */
+    int64_t max_task_num;   /* default 100 */
+    int64_t max_name_length;/* 256 */
+    enum log_level log_level;
+    char *registry_path;    /* registry.path, default ./milvus-cdc.db; registry.type: only sqlite by now */
+    struct config_etcd source_etcd;
+    char *rocksmq_path;     /* sourceConfig.rocksmq.path, NULL: none */
+    char *replicate_chan;   /* sourceConfig.replicateChan, required */
+    int64_t time_tick_interval_ms; /* 500 */
+    char *default_partition_name;  /* _default */
+    int64_t source_channel_num;    /* sourceConfig.channelNum, 0 */
+    uint64_t retry_initial_ms, retry_max_ms; /* retry.initBackOff, maxBackOff; 1 s and 10 s */
+    /* Byte budgets (own keys under limits:): batchBytes 4 MiB, channelBytes 8 MiB, taskBytes 32 MiB, processBytes 64 MiB */
+    uint64_t batch_bytes, channel_bytes, task_bytes, process_bytes;
+    bool dry_run;           /* refused with a text when true (USER), unless implemented */
+};
+
+/* Reads and checks path. Unknown and meaningless keys are warnings (log_warn, naming key and line); wrong values are an
+ * error with file, line, key, and what is allowed. NULL on error. */
+struct config *config_load(const char *path, struct err *err);
+void config_free(struct config *c); /* NULL is allowed */
+#endif

@@ -1,0 +1,35 @@
+/*
+ * catalog.h - the source's metadata, kept up to date from its etcd: snapshot, then watch from its revision.
+ *
+ * Implements struct catalog of repl/port.h.  Keys and rules: shared/reference/source.md section 3.
+ */
+#ifndef MILVUS_CATALOG_H
+#define MILVUS_CATALOG_H
+#include <stdbool.h>
+
+#include "repl/port.h"
+
+struct err;
+struct loop;
+struct etcd_client;
+
+/* root_path and meta_subpath as in the source's milvus.yaml ("by-dev", "meta"). The etcd client is borrowed. */
+struct catalog *catalog_open(struct loop *l, struct etcd_client *etcd, const char *root_path, const char *meta_subpath);
+void catalog_close(struct catalog *c);
+bool catalog_ready(const struct catalog *c);
+
+/*
+ * The schema as the public API wants it in CreateCollection: an encoded schema.CollectionSchema with the user fields
+ * in order of field id, without ids, states, RowID, Timestamp and $meta; newer versions' unknown fields kept.
+ * Caller frees *ret_data.
+ */
+void catalog_user_schema(const struct src_collection *c, uint8_t **ret_data, size_t *ret_len);
+/* The other things a create needs. Properties are borrowed key/value pairs, without replicate.*. */
+struct catalog_props {
+    int consistency_level;
+    bool has_partition_key;
+    size_t n_properties;
+    const char *const *keys, *const *values;
+};
+const struct catalog_props *catalog_properties(const struct src_collection *c);
+#endif

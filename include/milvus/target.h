@@ -1,0 +1,48 @@
+/*
+ * target.h - a target Milvus: connection, login, mode, and the sink of repl/port.h for a standby
+ * (ReplicateMessage and DDL with ReplicateInfo).  Facts: shared/reference/target.md 1 to 3.
+ */
+#ifndef MILVUS_TARGET_H
+#define MILVUS_TARGET_H
+#include <stdbool.h>
+#include <stdint.h>
+
+struct err;
+struct loop;
+struct sink;
+
+struct target_options {
+    const char *uri;      /* http://host:port or https://host:port */
+    const char *token;    /* "user:password" or an API key; NULL or "": no authorization header */
+    unsigned connect_timeout_ms;
+    /* dial_config; NULL: none */
+    const char *tls_server_name, *ca_path, *cert_path, *key_path;
+    bool ignore_partition; /* partitions are not created or dropped */
+};
+
+/* Checks uri ("http://host:port", port optional: 19530): host, port, tls. ERR_INVALID (USER) with a text for the API. */
+int target_parse_uri(const char *uri, char **ret_host, uint16_t *ret_port, bool *ret_tls, struct err *err);
+
+enum target_mode { TARGET_STANDBY, TARGET_PLAIN };
+
+typedef void (*target_probe_fn)(void *arg, const struct err *err, enum target_mode mode, const char *version);
+struct target_probe;
+
+/*
+ * Connects, calls Connect, then asks ReplicateMessage with an empty channel: code 1100 a standby, 1900 or
+ * UNIMPLEMENTED a plain server. Unreachable within connect_timeout_ms: RETRY error that names the address
+ * and the reason; wrong password: USER. A probe has a connection of its own.
+ */
+struct target_probe *target_probe_start(struct loop *l, const struct target_options *o, target_probe_fn done, void *arg);
+void target_probe_cancel(struct target_probe *p); /* a probe that completed is gone */
+
+/* The sink for a standby. Copies the options. Never fails for a uri that target_parse_uri took (but PEM files). */
+struct sink *target_open(struct loop *l, const struct target_options *o, struct err *err);
+/* Open calls end without completion. */
+void target_close(struct sink *s);
+/* Why the target cannot be reached now, or NULL. Borrowed. */
+const char *target_trouble(struct sink *s);
+
+/* Milvus Status (code, old error_code, reason) to err; 0 when it is a success. target.md 1.1. */
+int target_status_err(int32_t code, int32_t old_code, const char *reason, const char *context, struct err *err);
+#endif

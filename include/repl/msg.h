@@ -1,0 +1,103 @@
+/*
+ * msg.h - WAL messages of Milvus (milvus.proto.msg): scanned, not unpacked; rewritten, not packed again.
+ *
+ * A message stays the bytes that the reader delivered.  The few header fields that replication needs are
+ * found by one scan; msg_rewrite() writes these anew and passes every other byte (column data, fields of
+ * newer versions) by reference.  Field numbers: shared/reference/source.md section 5.
+ */
+#ifndef REPL_MSG_H
+#define REPL_MSG_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct buf;
+struct err;
+struct evbuffer;
+
+/* MsgType (milvus common.proto) */
+enum msg_type {
+    MSG_CREATE_COLLECTION = 100,
+    MSG_DROP_COLLECTION = 101,
+    MSG_LOAD_COLLECTION = 106,
+    MSG_RELEASE_COLLECTION = 107,
+    MSG_CREATE_PARTITION = 200,
+    MSG_DROP_PARTITION = 201,
+    MSG_LOAD_PARTITIONS = 205,
+    MSG_RELEASE_PARTITIONS = 206,
+    MSG_CREATE_INDEX = 300,
+    MSG_DROP_INDEX = 302,
+    MSG_ALTER_INDEX = 304,
+    MSG_INSERT = 400,
+    MSG_DELETE = 401,
+    MSG_FLUSH = 402,
+    MSG_IMPORT = 408,
+    MSG_TIME_TICK = 1200,
+    MSG_REPLICATE = 1212,
+    MSG_CREATE_DATABASE = 1801,
+    MSG_DROP_DATABASE = 1802,
+    MSG_ALTER_DATABASE = 1804,
+};
+
+/* What one scan finds; all pointers borrow from the message. Texts are not terminated. */
+struct msg_head {
+    int type;
+    int64_t msg_id;
+    uint64_t base_tt;
+    uint64_t min_tt, max_tt; /* of the row timestamps; equal to base_tt where a type has none */
+    int64_t collection_id, partition_id; /* partition_id -1: no partition (Delete) */
+    uint64_t num_rows;
+    const uint8_t *shard_name, *db_name, *collection_name, *partition_name; /* NULL: absent */
+    size_t shard_name_len, db_name_len, collection_name_len, partition_name_len;
+};
+
+/*
+ * Scans an encoded message.  0, or ERR_PROTO with class DATA: not a message (truncated, no base, wrong wire
+ * type, row timestamps missing where the type needs them). Unknown types succeed with what base says.
+ */
+int msg_scan(const uint8_t *data, size_t len, struct msg_head *ret, struct err *err);
+
+/* What changes on the way to the target. */
+struct msg_rewrite {
+    int64_t collection_id;
+    int64_t partition_id;       /* kept -1 when the message has -1 */
+    const char *shard_name;     /* the target's vchannel; NULL for types without one (drops) */
+    const char *db_name, *collection_name; /* the target's */
+    uint64_t new_tt;            /* 0: times stay. Else base.timestamp and every row timestamp become this */
+    int64_t new_msg_id;         /* 0: base.msgID stays */
+};
+
+/*
+ * Appends one element of ReplicateMessageRequest.Msgs (tag 0x2a, length, message) to out: Insert, Delete,
+ * DropCollection, DropPartition.  Row-sized fields are added as references to src. num_rows is head's.
+ * Returns the bytes appended, or 0 when memory is out.
+ */
+size_t msg_append(const struct msg_head *head, struct buf *src, const uint8_t *data, size_t len,
+                  const struct msg_rewrite *rw, struct evbuffer *out);
+
+/* A TimeTick of that time (sourceID -1), as an element of Msgs. */
+size_t msg_append_tick(uint64_t tt, struct evbuffer *out);
+
+/* DropCollection / DropPartition made by us (when the source's own can no longer be read). */
+size_t msg_append_drop_collection(const struct msg_rewrite *rw, uint64_t tt, struct evbuffer *out);
+size_t msg_append_drop_partition(const struct msg_rewrite *rw, const char *partition_name, uint64_t tt,
+                                 struct evbuffer *out);
+
+/*
+ * The delete half of a repair: a Delete at rw->new_tt of all primary keys of an Insert, naming the Insert's own
+ * partition. pk_field_id tells the column; its encoded array is passed by reference (LongArray and StringArray
+ * are the same bytes in FieldData.scalars and in IDs). ERR_PROTO (DATA) when the column is not there.
+ */
+int msg_append_delete_of_insert(const struct msg_head *head, struct buf *src, const uint8_t *data, size_t len,
+                                int64_t pk_field_id, bool pk_is_string, const struct msg_rewrite *rw,
+                                struct evbuffer *out, size_t *ret_bytes, struct err *err);
+
+/* Target of an operation message of the replicate channel: db_name and collection name(s) of the encoded user
+ * request. Flush has several collections: index counts from 0, ERR_NOT_FOUND past the last; the others have one.
+ * Database operations: collection is "". Caller frees both. ERR_UNSUPPORTED (USER) for a type without rule here. */
+int msg_operation_target(int msg_type, const uint8_t *data, size_t len, size_t index, char **ret_db,
+                         char **ret_collection, struct err *err);
+/* False for types that are no operations we replay (aliases, users and roles, ...); text for people then. */
+bool msg_operation_known(int msg_type);
+const char *msg_type_name(int msg_type); /* "Insert", "CreateIndex", ...; "type 1234" never: "Unknown" */
+#endif

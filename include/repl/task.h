@@ -1,0 +1,90 @@
+/*
+ * task.h - the runtime of one replication task: source streams -> target channels.
+ *
+ * Ownership  the manager makes one per running task and frees it after stop.  Thread  loop thread only.
+ */
+#ifndef REPL_TASK_H
+#define REPL_TASK_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "repl/port.h"
+
+struct loop;
+struct repl_hub;
+struct repl_task;
+
+/* How the task takes a collection (see repl_selection). */
+struct repl_match {
+    const char *target_db, *target_name;  /* borrowed until the next call */
+    bool use_start_position;
+};
+
+/* What the task replicates: implemented over the user's request (task/spec). */
+struct repl_selection {
+    void *ctx;
+    bool (*match)(void *ctx, const char *db, const char *name, struct repl_match *ret);
+    bool (*match_db)(void *ctx, const char *db, const char **ret_target_db);
+    /* A position that the user gave for this vchannel: id as in MsgPosition.msgID, rows up to tt are skipped. */
+    bool (*position)(void *ctx, const char *vchannel, const uint8_t **ret_id, size_t *ret_id_len,
+                     uint64_t *ret_tt);
+};
+
+struct repl_task_options {
+    struct loop *loop;
+    const char *id;
+    struct repl_hub *hub;
+    struct sink *sink;
+    struct catalog *catalog;
+    struct wal_port *wal;
+    struct store *store;
+    struct repl_selection selection;
+    struct repl_budget *budget;
+    size_t task_bytes;               /* limit of bytes held for this task */
+    const char *replicate_chan;      /* the source's replicate channel */
+    const char *default_partition;   /* "_default" */
+    bool ignore_partition;
+    const uint8_t *rpc_id;           /* rpc_channel_info.position, NULL: the end of the channel */
+    size_t rpc_id_len;
+    /* Stopped by itself (USER, DATA, LOST): the owner stores the reason and frees the task. Once. */
+    void (*on_fatal)(void *arg, const struct err *err);
+    void *arg;
+};
+
+/* Copies the options. Never NULL. */
+struct repl_task *repl_task_new(const struct repl_task_options *o);
+
+/*
+ * Starts: loads the records; at the first start fixes where each collection begins. started() comes when that is
+ * durable, i.e. when no row written from now on can be missed. Transient errors are retried inside.
+ */
+void repl_task_start(struct repl_task *t, store_done_fn started, void *arg);
+
+/* Stops reading, waits for the requests in flight (at most limit_ms), stores the checkpoints, then done. */
+void repl_task_stop(struct repl_task *t, unsigned limit_ms, void (*done)(void *arg), void *arg);
+
+/* Any time, from any callback; no callback follows. Without a stop before, in-flight requests are in doubt. */
+void repl_task_free(struct repl_task *t);
+
+/* Why it does not move just now (transient), or NULL. Borrowed until the next call. */
+const char *repl_task_trouble(const struct repl_task *t);
+
+/* Progress of one collection on one source channel, for the position request. */
+struct repl_progress {
+    int64_t collection_id; /* -10: the replicate channel */
+    const char *src_channel, *dst_channel;
+    struct wal_pos pos, op_pos;
+    uint64_t tt, op_tt;
+    const char *target_pos; /* base64 or NULL */
+};
+typedef void (*repl_progress_fn)(void *arg, const struct repl_progress *p);
+void repl_task_progress(struct repl_task *t, repl_progress_fn fn, void *arg);
+
+/* The names of the target's channels that the task feeds, for keep_queryable. fn is called for each. */
+void repl_task_channels(struct repl_task *t, void (*fn)(void *arg, const char *channel), void *arg);
+
+/* The same progress from stored records of a task that does not run. */
+void repl_stored_progress(const struct repl_ckpt *ckpts, size_t n_ckpts, const struct repl_collection_rec *colls,
+                          size_t n_colls, const char *replicate_chan, repl_progress_fn fn, void *arg);
+#endif

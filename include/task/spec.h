@@ -1,0 +1,88 @@
+/*
+ * spec.h - a task as the user asked for it: the validated request_data of create.
+ */
+#ifndef TASK_SPEC_H
+#define TASK_SPEC_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <jansson.h>
+
+#include "repl/port.h"
+
+struct err;
+
+struct spec_position { /* a position given by the user */
+    char *vchannel;
+    char *pchannel;              /* cut from vchannel */
+    uint8_t id[WAL_ID_MAX];
+    size_t id_len;
+    uint64_t tt;                 /* rows with time <= tt are skipped; 0: none */
+};
+
+struct spec_collection {
+    char *db;   /* "default", a name, or "*" (every database) */
+    char *name; /* a name or "*" */
+    bool use_start_position;
+    struct spec_position *positions;
+    size_t n_positions;
+};
+
+struct spec_mapping {
+    char *source_db, *target_db;
+    size_t n; /* pairs; 0: every collection keeps its name */
+    char **source, **target;
+};
+
+struct task_spec {
+    char *task_id;
+    /* target */
+    char *uri, *token;
+    char *server_name, *ca_path, *cert_path, *key_path;
+    unsigned connect_timeout_s;
+    bool ignore_partition;
+    /* selection */
+    struct spec_collection *collections;
+    size_t n_collections;
+    struct spec_mapping *mappings;
+    size_t n_mappings;
+    /* rpc_channel_info.position: where the replicate channel is read from */
+    uint8_t rpc_id[WAL_ID_MAX];
+    size_t rpc_id_len;
+    uint64_t rpc_tt;
+    bool disable_auto_start;
+    bool keep_queryable;
+    json_t *request; /* the request_data as it came (without task_id), for the answers and the registry; secrets inside */
+};
+
+/* What validation needs from the configuration. */
+struct spec_limits {
+    size_t max_name_length;
+    const char *replicate_chan;
+};
+
+/*
+ * Decodes and validates request_data of create. Types strict, names of fields without regard to case, unknown fields
+ * ignored as the Go implementation does EXCEPT documented ones that we do not support: refused by name (ERR_UNSUPPORTED).
+ * err.code ERR_INVALID / ERR_UNSUPPORTED: API code 400; ERR_PROTO: wrong JSON type or undecodable position: API code 500.
+ */
+struct task_spec *spec_from_request(const json_t *request_data, const struct spec_limits *limits, struct err *err);
+/* From what spec_to_store_json() wrote. */
+struct task_spec *spec_from_store(const char *task_id, const char *json, struct err *err);
+char *spec_to_store_json(const struct task_spec *s); /* caller frees; has secrets */
+void spec_free(struct task_spec *s);
+
+/* The fields of a task object that come from the request (milvus_connect_param without secrets, kafka_connect_param,
+ * collection_infos, db_collections), in the shapes of control-api.md 2.5. New reference. */
+json_t *spec_public_json(const struct task_spec *s);
+
+/* Does the task take this collection? If so, *ret (may be NULL) is the entry, and the target's names are stored
+ * (borrowed from spec or from the arguments). */
+bool spec_matches(const struct task_spec *s, const char *db, const char *name, const struct spec_collection **ret,
+                  const char **ret_target_db, const char **ret_target_name);
+/* Does it take database operations of db? A selection of single collections in db does; so does "*". */
+bool spec_matches_db(const struct task_spec *s, const char *db, const char **ret_target_db);
+
+/* The text that tells that a selects something of b already selects, or NULL: no overlap. Caller frees. */
+char *spec_overlap(const struct task_spec *a, const struct task_spec *b);
+#endif

@@ -1,0 +1,375 @@
+/*
+ * priv.h - the objects of repl/ and how they hang together.  Not for other layers.
+ *
+ *   task --< stream (one source pchannel)  --< link >-- tchan (one target pchannel) >-- hub
+ *   task --< coll (one collection)  --< shard -> stream, link
+ *
+ * A stream reads its channel and hands each message to the link of the shard it belongs to. A link is the ordered
+ * flow from one source channel to one target channel; it has its own durable progress. A tchan merges its links
+ * into one queue, one request in flight.
+ */
+#ifndef REPL_PRIV_H
+#define REPL_PRIV_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <uthash.h>
+
+#include "base/backoff.h"
+#include "base/buf.h"
+#include "base/metric.h"
+#include "loop/loop.h"
+#include "repl/hub.h"
+#include "repl/msg.h"
+#include "repl/port.h"
+#include "repl/task.h"
+
+struct coll;
+struct link;
+struct stream;
+struct tchan;
+
+/* ---- item: one thing in the order of a link ------------------------------------------------ */
+
+enum item_kind { ITEM_ROWS /* Insert, Delete */, ITEM_DROP /* DropCollection, DropPartition */, ITEM_TICK };
+
+struct item {
+    TAILQ_ENTRY(item) entry;
+    enum item_kind kind;
+    struct link *link;
+    struct coll *coll;       /* counted; NULL for ITEM_TICK */
+    size_t shard;            /* index in coll */
+    struct msg_head head;    /* borrows from data */
+    struct buf *buf;         /* NULL: made by us (a drop that the log no longer shows) */
+    const uint8_t *data;
+    size_t len;
+    struct wal_pos pos;      /* in the source channel; NONE for what we made */
+    struct wal_pos ack;      /* the link is done up to here when this is confirmed; NONE: no change */
+    struct wal_pos doubt;    /* once this may have been sent, everything up to here is in doubt */
+    uint64_t tt;             /* source time; ITEM_TICK: the tick */
+    bool retime;             /* gets a new time when it is sent */
+    bool retime_more;        /* the next item of the link has the same source time and must get the same new one */
+    bool repair;             /* the target may have it already: delete + insert */
+    bool confirmed;          /* held only because time may put it after a message in doubt */
+};
+TAILQ_HEAD(item_list, item);
+
+/* ---- link ---------------------------------------------------------------------------------- */
+
+enum link_mode {
+    LINK_LIVE,    /* messages pass as they arrive, with their own times; its ticks bound the channel's */
+    LINK_CATCHUP, /* behind the channel's tick: held until the source's tick, sorted, sent with new times */
+};
+
+struct link {
+    LIST_ENTRY(link) of_stream;
+    LIST_ENTRY(link) of_tchan;
+    struct stream *stream;
+    struct tchan *tchan;
+    enum link_mode mode;
+    bool counted;             /* takes part in the minimum of the channel's ticks (always when LIVE) */
+    unsigned n_shards;        /* live shards that use it; 0: it leaves */
+
+    /* progress, see struct repl_ckpt */
+    struct wal_pos start, done, sent, op;
+    uint64_t start_tt, done_tt, sent_tt, retimed_tt, op_tt;
+    char *target_pos;
+    bool dirty;               /* differs from what was stored */
+
+    /* repair after a crash or a request in doubt: (done, repair_to] may be on the target */
+    struct wal_pos repair_to; /* NONE: nothing in doubt */
+
+    struct item_list hold;    /* CATCHUP: the window since the last source tick */
+    size_t hold_bytes;
+    struct item *tick;        /* the last item in the queue is this tick: it can be moved forward in place */
+    size_t queued, queued_bytes; /* items in the tchan's queue and their bytes */
+    size_t rows_queued;       /* of these: not ticks */
+    size_t retime_queued;     /* items there that will get new times */
+
+    uint64_t tick_read;       /* last source tick that was handed in */
+    struct wal_pos tick_read_pos;
+    uint64_t tick_built;      /* last source tick whose predecessors are all in a request */
+    uint64_t last_src_tt;     /* of the last re-timed item, with retimed_tt its new time */
+    bool group_open;          /* the last built item has retime_more */
+    struct metric *m_read_tt, *m_write_tt;
+};
+LIST_HEAD(link_list, link);
+
+struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt *ckpt);
+/* Removes its items from the queue; requests in flight forget it. */
+void link_free(struct link *l);
+void link_add(struct link *l, struct item *take);
+void link_on_tick(struct link *l, struct wal_pos pos, uint64_t tt);
+/* Drops what is queued and held; progress stays; what was sent and not confirmed is in doubt. */
+void link_reset(struct link *l);
+/* The stored form; strings borrowed from the link. */
+void link_fill_ckpt(const struct link *l, struct repl_ckpt *ret);
+/* Is the message known to be on the target (or not ours)? */
+bool link_has(const struct link *l, struct wal_pos pos);
+struct item *item_new(enum item_kind kind, struct link *l);
+void item_free(struct item *it);
+
+/* ---- tchan and request --------------------------------------------------------------------- */
+
+/* What a request means for one link. */
+struct req_range {
+    struct link *link; /* NULL: the link went meanwhile */
+    struct wal_pos ack, doubt, op, tick_pos;
+    uint64_t tick_tt, op_tt, max_tt;
+    bool has_rows;
+};
+
+struct request {
+    struct tchan *tchan;
+    struct evbuffer *msgs;
+    struct item_list items;    /* what it carries, until the answer */
+    struct req_range *ranges;
+    size_t n_ranges, cap_ranges;
+    uint64_t begin_tt, end_tt;
+    uint64_t tick;             /* the tick at its end, 0: none */
+    size_t bytes;
+    unsigned commits_open;     /* intents not durable yet */
+    bool failed;               /* an intent was refused: never send */
+};
+
+struct tchan {
+    UT_hash_handle hh;
+    struct repl_hub *hub;
+    char *name;
+    struct item_list queue;
+    size_t queue_bytes, rows_queued;
+    struct link_list links;
+    struct request *flying, *next;
+    struct sink_call *call;
+    bool tick_loaded, tick_loading;
+    uint64_t tick_built, tick_sent; /* last tick put into a request / confirmed */
+    uint64_t row_built;        /* greatest row time in a request since the last tick: it is not visible yet */
+    uint64_t last_tick_ms;     /* monotonic, when a tick was last built */
+    struct timer tick_timer, retry_timer;
+    struct backoff backoff;
+    char *trouble;             /* last error, NULL: none */
+    char *keep_task;           /* keep_queryable: the paused task, its store */
+    struct store *keep_store;
+    bool closing;
+};
+
+struct repl_hub {
+    unsigned refs;
+    struct loop *loop;
+    struct sink *sink;
+    char *key;
+    unsigned tick_interval_ms;
+    size_t batch_bytes, channel_bytes;
+    struct repl_budget *budget;
+    struct tchan *tchans;
+    int64_t msg_id_seq;        /* ids for messages that we make or repeat */
+};
+
+struct tchan *hub_tchan(struct repl_hub *h, const char *name);
+int64_t hub_new_msg_id(struct repl_hub *h);
+/* Builds and sends if it can. */
+void tchan_kick(struct tchan *tc);
+void tchan_attach(struct tchan *tc, struct link *l, struct store *store);
+void tchan_detach(struct tchan *tc, struct link *l);
+/* Forgets built but unsent work of the link's stream; true when a request of the link is still in flight. */
+bool tchan_busy_with(const struct tchan *tc, const struct link *l);
+void tchan_discard_next(struct tchan *tc);
+void request_free(struct request *r);
+
+/* ---- stream -------------------------------------------------------------------------------- */
+
+enum stream_state { STREAM_IDLE, STREAM_OPEN, STREAM_STALLED, STREAM_RESETTING, STREAM_CLOSED };
+
+struct pending {
+    STAILQ_ENTRY(pending) entry;
+    struct wal_msg msg; /* buf counted */
+};
+STAILQ_HEAD(pending_list, pending);
+
+struct stream {
+    UT_hash_handle hh;
+    struct repl_task *task;
+    char *channel;
+    enum stream_state state;
+    struct wal_reader *reader;
+    struct link_list links;
+    struct pending_list pending;
+    struct wal_pos read;       /* last message handled */
+    struct wal_pos tick_pos;   /* last source tick and its place */
+    uint64_t tick_tt;
+    bool reader_paused;
+    bool draining;             /* inside stream_drain: no second one */
+    bool busy;                 /* the log was not at its end at the last batch */
+    int64_t stalled_on;        /* collection id */
+    char *trouble;
+    struct timer reset_timer;
+    struct backoff backoff;
+};
+
+struct stream *task_stream(struct repl_task *t, const char *channel);
+void stream_free(struct stream *s);
+/* Begins to read at the lowest place that a link or a shard needs. */
+void stream_open(struct stream *s);
+void stream_close_reader(struct stream *s);
+/* Goes on after a stall was resolved, or after the queue got room. */
+void stream_kick(struct stream *s);
+/* Reads again from the links' progress: a request failed, or is in doubt. */
+void stream_reset(struct stream *s);
+/* The link of this stream to a target channel, made where missing. */
+struct link *stream_link(struct stream *s, const char *dst_channel);
+
+/* ---- collection ---------------------------------------------------------------------------- */
+
+enum coll_state {
+    COLL_NEW,      /* record not durable yet */
+    COLL_MAPPING,  /* being made or checked on the target; its rows stall the stream */
+    COLL_ACTIVE,
+    COLL_DROPPING, /* dropped on the source; each shard sends its drop message, then the call */
+    COLL_GONE,     /* nothing left but references */
+};
+
+enum shard_drop { SHARD_ALIVE, SHARD_DROP_QUEUED, SHARD_DROP_SENT };
+
+struct shard {
+    char *vchannel, *pchannel;   /* the source's */
+    char *dst_vchannel, *dst_pchannel; /* NULL until mapped */
+    struct stream *stream;
+    struct link *link;
+    struct wal_pos join;         /* messages before it are not ours */
+    uint64_t skip_tt;            /* rows up to this time are not ours (positions given by the user) */
+    enum shard_drop drop;
+    uint64_t drop_tt;
+};
+
+struct part {
+    UT_hash_handle hh;
+    int64_t id, dst_id;          /* dst_id 0: not mapped */
+    char *name;
+    bool dropping;
+    bool call_done;
+    uint64_t drop_tt;
+    enum shard_drop *shards;     /* n_shards of the collection */
+};
+
+struct coll {
+    UT_hash_handle hh;
+    struct repl_task *task;
+    unsigned refs;
+    int64_t id, dst_id;
+    char *db, *name, *dst_db, *dst_name;
+    uint64_t create_tt;
+    enum coll_state state;
+    int64_t pk_field_id;
+    bool pk_is_string;
+    struct shard *shards;
+    size_t n_shards;
+    struct part *parts;
+    uint64_t verified_gen;       /* sink generation at the last check; 0: check before the next use */
+    bool verifying, reensure;
+    bool src_dropping;           /* the catalog says so */
+    bool dropping_call;          /* the drop call is under way */
+    struct sink_call *call;
+    struct timer retry;
+    struct backoff backoff;
+    char *trouble;
+    char *rec_stored;            /* last JSON given to the store */
+    struct metric *m_rows[2];    /* written rows: insert, delete */
+};
+
+struct coll *coll_ref(struct coll *c);
+void coll_unref(struct coll *c);
+/* A collection that joins now (not from a record). joins: n_shards places. Stores the record, then maps. */
+struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m);
+struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_rec *rec, struct err *err);
+char *coll_to_json(const struct coll *c);
+void coll_put_record(struct coll *c, struct store_batch *b);
+/* Stores the record now (a commit of its own). */
+void coll_save(struct coll *c);
+void coll_kick(struct coll *c);
+/* Checks it on the target again before the next use. */
+void coll_unverify(struct coll *c);
+/* Called from the catalog with fresh facts. */
+void coll_update(struct coll *c, const struct src_collection *sc);
+/* Partition id on the target. 1 found; 0 wait (stalls the stream); -1 dropped: rows are nobody's. */
+int coll_partition(struct coll *c, int64_t src_partition_id, int64_t *ret_dst_id);
+/* The WAL shows the drop on shard i (or of a partition on shard i). it: the message as an item, or NULL: synthesize. */
+void coll_on_drop_confirmed(struct coll *c, const struct item *it);
+void coll_force_drop(struct coll *c);
+void part_force_drop(struct coll *c, struct part *p);
+struct part *coll_part(struct coll *c, int64_t id);
+/* Out of the task: links released, record removed, references remain valid. */
+void coll_forget(struct coll *c);
+void coll_free_all(struct repl_task *t);
+
+/* ---- operations (replicate channel) -------------------------------------------------------- */
+
+struct ops;
+struct ops *ops_new(struct repl_task *t);
+void ops_free(struct ops *o);
+void ops_set_start(struct ops *o, const struct repl_ckpt *ckpt);
+void ops_open(struct ops *o);
+void ops_kick(struct ops *o);
+void ops_close_reader(struct ops *o);
+bool ops_busy(const struct ops *o);
+void ops_fill_ckpt(struct ops *o, struct repl_ckpt *ret);
+bool ops_dirty(const struct ops *o);
+void ops_clear_dirty(struct ops *o);
+const char *ops_trouble(const struct ops *o);
+
+/* ---- task ---------------------------------------------------------------------------------- */
+
+enum run_state { RUN_NEW, RUN_LOADING, RUN_JOINING, RUN_RUNNING, RUN_STOPPING, RUN_STOPPED };
+
+struct ignored_id {
+    UT_hash_handle hh;
+    int64_t id;
+};
+
+struct repl_task {
+    struct repl_task_options o; /* strings copied */
+    struct loop *loop;
+    enum run_state state;
+    struct stream *streams;
+    struct coll *colls;
+    struct ignored_id *ignored;
+    struct ops *ops;
+    void *catalog_sub;
+    bool catalog_ready, syncing, fatal;
+    unsigned drops_open;        /* collections and partitions whose drop is not finished */
+    uint64_t sync_round;        /* completed syncs, so that a stall knows that its question was answered */
+    struct repl_budget held;    /* bytes of this task */
+    struct timer ckpt_timer, start_timer, stop_timer;
+    struct backoff start_backoff;
+    store_done_fn started;
+    void *started_arg;
+    void (*stopped)(void *arg);
+    void *stopped_arg;
+    bool stop_commit;
+    char *catalog_trouble, *start_trouble;
+    struct joining *joining;    /* first start: end positions that are still asked for */
+    struct repl_ckpt *loaded;   /* checkpoints that no link has taken yet */
+    size_t n_loaded;
+    char trouble_text[1200];
+};
+
+void task_fatal(struct repl_task *t, const struct err *err);
+/* Does the stream have to stop reading for memory? */
+bool task_over_budget(const struct repl_task *t);
+void task_hold(struct repl_task *t, size_t bytes);
+void task_release(struct repl_task *t, size_t bytes);
+/* Joins a collection that is new since the task began. */
+void task_join(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m);
+bool task_ignores(const struct repl_task *t, int64_t id);
+void task_ignore(struct repl_task *t, int64_t id);
+/* Asks etcd for proof of what exists; when answered every stalled stream is kicked. */
+void task_sync(struct repl_task *t);
+/* A collection of the task whose target name is db.name and that is not gone, other than except. */
+struct coll *task_name_taken(struct repl_task *t, const char *db, const char *name, const struct coll *except);
+void task_kick_streams(struct repl_task *t);
+/* The stored checkpoint of a link, once (the link takes it). False: none. */
+bool task_take_ckpt(struct repl_task *t, const char *src, const char *dst, struct repl_ckpt *ret);
+void task_stop_check(struct repl_task *t);
+void ckpt_release(struct repl_ckpt *c);
+void set_text(char **slot, const char *text);
+#endif

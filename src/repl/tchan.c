@@ -1,0 +1,593 @@
+/*
+ * tchan.c - one physical channel of the target: its queue, its time, one request in flight.
+ *
+ * While a request is under way the next one is built and its range is noted durably, so that the note costs no
+ * throughput.  A request that fails resets the streams that feed it: they read again from what is confirmed,
+ * and what may have been written is repaired (link.c).
+ */
+#include "repl/priv.h"
+
+#include <assert.h>
+#include <event2/buffer.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+
+static void tchan_send(struct tchan *tc);
+static void on_answer(void *arg, const struct err *err, bool doubt, const char *target_pos);
+
+/* ---- request -------------------------------------------------------------------------------- */
+
+static struct request *request_new(struct tchan *tc)
+{
+    struct request *r = xcalloc(1, sizeof(*r));
+
+    r->tchan = tc;
+    r->msgs = evbuffer_new();
+    TAILQ_INIT(&r->items);
+    r->begin_tt = tc->tick_built;
+    return r;
+}
+
+void request_free(struct request *r)
+{
+    struct item *it;
+
+    if (!r)
+        return;
+    while ((it = TAILQ_FIRST(&r->items))) {
+        TAILQ_REMOVE(&r->items, it, entry);
+        item_free(it);
+    }
+    evbuffer_free(r->msgs);
+    free(r->ranges);
+    free(r);
+}
+
+static struct req_range *request_range(struct request *r, struct link *l)
+{
+    for (size_t i = 0; i < r->n_ranges; i++)
+        if (r->ranges[i].link == l)
+            return &r->ranges[i];
+    if (r->n_ranges == r->cap_ranges) {
+        r->cap_ranges = r->cap_ranges ? r->cap_ranges * 2 : 4;
+        r->ranges = xrealloc(r->ranges, r->cap_ranges * sizeof(*r->ranges));
+    }
+    r->ranges[r->n_ranges] = (struct req_range){.link = l};
+    return &r->ranges[r->n_ranges++];
+}
+
+static bool request_has(const struct request *r, const struct link *l)
+{
+    for (size_t i = 0; r && i < r->n_ranges; i++)
+        if (r->ranges[i].link == l)
+            return true;
+    return false;
+}
+
+static void request_forget(struct request *r, const struct link *l)
+{
+    struct item *it;
+
+    if (!r)
+        return;
+    for (size_t i = 0; i < r->n_ranges; i++)
+        if (r->ranges[i].link == l)
+            r->ranges[i].link = NULL;
+    TAILQ_FOREACH(it, &r->items, entry)
+        if (it->link == l)
+            it->link = NULL;
+}
+
+/* ---- time ------------------------------------------------------------------------------------ */
+
+/* The greatest tick that may be sent, or 0. ahead: as if every tick in the queue were built already. */
+static uint64_t tchan_safe_tick(const struct tchan *tc, bool ahead)
+{
+    const struct link *l;
+    uint64_t min = UINT64_MAX, retimed = 0;
+
+    LIST_FOREACH(l, &tc->links, of_tchan) {
+        if (l->group_open)
+            return 0; /* the rest of a group must get the same time: no tick may come between */
+        if (l->retimed_tt > retimed && !l->retime_queued)
+            retimed = l->retimed_tt;
+        if (!l->counted)
+            continue;
+        uint64_t t = ahead && l->tick ? l->tick->tt : l->tick_built;
+        if (t < min)
+            min = t;
+    }
+    if (min != UINT64_MAX)
+        return min;
+    if (tc->keep_task && LIST_EMPTY(&tc->links))
+        return tt_from_ms(clock_wall_ms() - 200);
+    /* only streams that catch up: their rows become visible with a tick at the last new time */
+    return retimed;
+}
+
+/* The time that a message gets on the target; 0: its own. */
+static uint64_t item_new_time(struct tchan *tc, struct item *it)
+{
+    struct link *l = it->link;
+
+    if (!it->retime)
+        return 0;
+    if (!(l->group_open && it->tt == l->last_src_tt)) {
+        uint64_t floor = tc->tick_built > l->retimed_tt ? tc->tick_built : l->retimed_tt;
+        l->retimed_tt = floor + 1;
+        l->last_src_tt = it->tt;
+    }
+    l->group_open = it->retime_more;
+    return l->retimed_tt;
+}
+
+/* ---- building -------------------------------------------------------------------------------- */
+
+/* May the item be sent now?  Its collection must have been checked on this connection (target.md 3.1: a
+ * wrong channel name takes the target down for good). */
+static bool item_checked(struct tchan *tc, struct item *it)
+{
+    struct coll *c = it->coll;
+
+    if (it->kind == ITEM_TICK || c->state == COLL_GONE)
+        return true;
+    if (c->verified_gen && c->verified_gen == tc->hub->sink->ops->generation(tc->hub->sink))
+        return true;
+    coll_unverify(c);
+    coll_kick(c);
+    return false;
+}
+
+static size_t append_rows(struct tchan *tc, struct item *it, struct msg_rewrite *rw, struct evbuffer *out)
+{
+    struct coll *c = it->coll;
+    size_t n = 0, extra = 0;
+
+    if (it->repair)
+        rw->new_msg_id = hub_new_msg_id(tc->hub);
+    if (it->repair && it->head.type == MSG_INSERT) {
+        struct msg_rewrite del = *rw;
+        struct err err;
+        if (msg_append_delete_of_insert(&it->head, it->buf, it->data, it->len, c->pk_field_id, c->pk_is_string, &del,
+                                        out, &extra, &err)) {
+            task_fatal(c->task, &err);
+            return 0;
+        }
+        n += extra;
+        rw->new_msg_id = hub_new_msg_id(tc->hub);
+    }
+    return n + msg_append(&it->head, it->buf, it->data, it->len, rw, out);
+}
+
+static size_t append_drop(struct item *it, struct msg_rewrite *rw, uint64_t tt, struct evbuffer *out)
+{
+    if (it->buf)
+        return msg_append(&it->head, it->buf, it->data, it->len, rw, out);
+    if (it->head.type == MSG_DROP_COLLECTION)
+        return msg_append_drop_collection(rw, tt, out);
+    struct part *p = coll_part(it->coll, it->head.partition_id);
+    return p ? msg_append_drop_partition(rw, p->name, tt, out) : 0;
+}
+
+/* Encodes one item; returns its time on the target. */
+static uint64_t item_append(struct tchan *tc, struct item *it, struct request *r)
+{
+    struct coll *c = it->coll;
+    struct shard *sh = &c->shards[it->shard];
+    struct msg_rewrite rw = {.collection_id = c->dst_id,
+                             .partition_id = it->dst_partition,
+                             .shard_name = it->kind == ITEM_ROWS ? sh->dst_vchannel : NULL,
+                             .db_name = c->dst_db,
+                             .collection_name = c->dst_name,
+                             .new_tt = item_new_time(tc, it)};
+    uint64_t tt = rw.new_tt ? rw.new_tt : it->tt;
+
+    if (it->kind == ITEM_DROP && !it->buf) {
+        if (tt <= tc->tick_built)
+            tt = tc->tick_built + 1;
+        if (tt < it->link->row_max)
+            tt = it->link->row_max;
+    }
+    if (tt > it->link->row_max)
+        it->link->row_max = tt;
+    if (it->kind == ITEM_ROWS) {
+        r->bytes += append_rows(tc, it, &rw, r->msgs);
+        if (c->m_rows[it->head.type == MSG_DELETE])
+            c->m_rows[it->head.type == MSG_DELETE]->value += (double)it->head.num_rows;
+    } else {
+        r->bytes += append_drop(it, &rw, tt, r->msgs);
+        it->tt = tt;
+    }
+    return tt;
+}
+
+static void range_add(struct req_range *rg, const struct item *it, uint64_t tt)
+{
+    if (!wal_pos_is_none(it->ack))
+        rg->ack = it->ack;
+    if (wal_pos_cmp(it->doubt, rg->doubt) > 0)
+        rg->doubt = it->doubt;
+    if (it->kind == ITEM_TICK) {
+        rg->tick_pos = it->pos;
+        rg->tick_tt = it->tt;
+        return;
+    }
+    rg->has_rows = true;
+    if (wal_pos_cmp(it->pos, rg->op) > 0) {
+        rg->op = it->pos;
+        rg->op_tt = it->tt;
+    }
+    if (tt > rg->max_tt)
+        rg->max_tt = tt;
+}
+
+static void queue_remove(struct tchan *tc, struct item *it)
+{
+    struct link *l = it->link;
+
+    TAILQ_REMOVE(&tc->queue, it, entry);
+    tc->queue_bytes -= it->len;
+    l->queued--;
+    l->queued_bytes -= it->len;
+    if (it->retime)
+        l->retime_queued--;
+    if (it->kind != ITEM_TICK) {
+        tc->rows_queued--;
+        l->rows_queued--;
+    }
+    if (l->tick == it)
+        l->tick = NULL;
+}
+
+void tchan_queue(struct tchan *tc, struct item *it)
+{
+    struct link *l = it->link;
+
+    TAILQ_INSERT_TAIL(&tc->queue, it, entry);
+    tc->queue_bytes += it->len;
+    l->queued++;
+    l->queued_bytes += it->len;
+    if (it->retime)
+        l->retime_queued++;
+    if (it->kind != ITEM_TICK) {
+        tc->rows_queued++;
+        l->rows_queued++;
+    }
+    l->tick = it->kind == ITEM_TICK ? it : NULL;
+}
+
+void tchan_unqueue(struct tchan *tc, struct link *l)
+{
+    struct item *it, *tmp;
+
+    for (it = TAILQ_FIRST(&tc->queue); it; it = tmp) {
+        tmp = TAILQ_NEXT(it, entry);
+        if (it->link != l)
+            continue;
+        queue_remove(tc, it);
+        item_free(it);
+    }
+}
+
+/* Is there something worth a request?  Arms the timer when a tick is due only later. */
+static bool tchan_due(struct tchan *tc)
+{
+    uint64_t tick, waited;
+
+    if (tc->rows_queued)
+        return true;
+    tick = tchan_safe_tick(tc, true);
+    if (tick <= tc->tick_built)
+        return false;
+    waited = clock_mono_ms() - tc->last_tick_ms;
+    if (tc->row_built || waited >= tc->hub->tick_interval_ms)
+        return true;
+    timer_set(&tc->tick_timer, tc->hub->tick_interval_ms - waited);
+    return false;
+}
+
+static void request_take_items(struct tchan *tc, struct request *r)
+{
+    struct item *it;
+
+    while ((it = TAILQ_FIRST(&tc->queue)) && r->bytes < tc->hub->batch_bytes) {
+        uint64_t tt = it->tt;
+        if (!item_checked(tc, it))
+            return;
+        queue_remove(tc, it);
+        TAILQ_INSERT_TAIL(&r->items, it, entry);
+        if (it->kind == ITEM_TICK)
+            it->link->tick_built = it->tt;
+        else if (it->coll->state != COLL_GONE)
+            tt = item_append(tc, it, r);
+        if (it->kind != ITEM_TICK && tt > tc->row_built)
+            tc->row_built = tt;
+        if (it->kind != ITEM_TICK && tt > r->end_tt)
+            r->end_tt = tt;
+        range_add(request_range(r, it->link), it, tt);
+    }
+}
+
+static void request_add_tick(struct tchan *tc, struct request *r)
+{
+    uint64_t tick = tchan_safe_tick(tc, false);
+
+    if (tick <= tc->tick_built)
+        return;
+    r->tick = tick;
+    r->bytes += msg_append_tick(tick, r->msgs);
+    if (tick > r->end_tt)
+        r->end_tt = tick;
+    tc->tick_built = tick;
+    tc->last_tick_ms = clock_mono_ms();
+    if (tc->row_built <= tick)
+        tc->row_built = 0;
+}
+
+/* ---- the durable note of a request (intent) --------------------------------------------------- */
+
+static void on_intent(void *arg, const struct err *err)
+{
+    struct request *r = arg;
+
+    r->commits_open--;
+    if (err) {
+        /* not ours any more (another owner): never send it */
+        r->failed = true;
+        log_error("repl", "the note of a request was refused", KS("channel", r->tchan->name), KS("error", err->text));
+        return;
+    }
+    tchan_kick(r->tchan);
+}
+
+static struct store *note_store(const struct tchan *tc, const struct request *r)
+{
+    for (size_t i = 0; i < r->n_ranges; i++)
+        if (r->ranges[i].link)
+            return r->ranges[i].link->stream->task->o.store;
+    return tc->keep_store;
+}
+
+static const char *note_task(const struct tchan *tc, const struct request *r)
+{
+    for (size_t i = 0; i < r->n_ranges; i++)
+        if (r->ranges[i].link)
+            return r->ranges[i].link->stream->task->o.id;
+    return tc->keep_task;
+}
+
+static void note_link(struct store *store, struct store_batch *b, struct req_range *rg)
+{
+    struct link *l = rg->link;
+    struct repl_ckpt ck;
+
+    if (wal_pos_cmp(rg->doubt, l->sent) > 0)
+        l->sent = rg->doubt;
+    if (rg->max_tt > l->sent_tt)
+        l->sent_tt = rg->max_tt;
+    link_fill_ckpt(l, &ck);
+    store->ops->put_ckpt(b, &ck);
+    l->dirty = false;
+}
+
+/* One commit for each task whose links are in the request; the first one carries the tick bound too. */
+static void request_note(struct tchan *tc, struct request *r)
+{
+    struct store *tick_store = note_store(tc, r);
+    const char *tick_task = note_task(tc, r);
+
+    for (size_t i = 0; i < r->n_ranges || (i == 0 && tick_store); i++) {
+        struct link *first = i < r->n_ranges ? r->ranges[i].link : NULL;
+        struct store *store = first ? first->stream->task->o.store : tick_store;
+        bool seen = false;
+        for (size_t k = 0; first && k < i; k++)
+            seen |= r->ranges[k].link && r->ranges[k].link->stream->task == first->stream->task;
+        if (seen || (i < r->n_ranges && !first))
+            continue;
+        struct store_batch *b = store->ops->begin(store, first ? first->stream->task->o.id : tick_task);
+        for (size_t k = i; k < r->n_ranges; k++)
+            if (r->ranges[k].link && r->ranges[k].link->stream->task == first->stream->task)
+                note_link(store, b, &r->ranges[k]);
+        if (r->tick && tick_store) {
+            store->ops->put_tick(b, tc->hub->key, tc->name, r->tick);
+            tick_store = NULL;
+        }
+        r->commits_open++;
+        store->ops->commit(b, on_intent, r);
+    }
+}
+
+static void tchan_build(struct tchan *tc)
+{
+    struct request *r;
+
+    if (tc->next || !tc->tick_loaded || !tchan_due(tc))
+        return;
+    r = request_new(tc);
+    request_take_items(tc, r);
+    request_add_tick(tc, r);
+    if (TAILQ_EMPTY(&r->items) && !r->tick) {
+        request_free(r); /* the first item waits for its collection's check */
+        return;
+    }
+    tc->next = r;
+    request_note(tc, r);
+}
+
+/* ---- sending and answers ---------------------------------------------------------------------- */
+
+static void tchan_notify(struct tchan *tc)
+{
+    struct link *l, *tmp;
+
+    for (l = LIST_FIRST(&tc->links); l; l = tmp) {
+        tmp = LIST_NEXT(l, of_tchan);
+        stream_kick(l->stream);
+    }
+}
+
+static void range_confirm(struct req_range *rg, const char *target_pos)
+{
+    struct link *l = rg->link;
+
+    if (wal_pos_cmp(rg->ack, l->done) > 0)
+        l->done = rg->ack;
+    if (!wal_pos_is_none(rg->tick_pos)) {
+        l->start = rg->tick_pos;
+        l->start_tt = l->done_tt = rg->tick_tt;
+        if (l->m_write_tt)
+            l->m_write_tt->value = (double)tt_to_ms(rg->tick_tt);
+    }
+    if (rg->has_rows && wal_pos_cmp(rg->op, l->op) > 0) {
+        l->op = rg->op;
+        l->op_tt = rg->op_tt;
+    }
+    if (target_pos && *target_pos && rg->has_rows)
+        set_text(&l->target_pos, target_pos);
+    l->dirty = true;
+}
+
+static void request_confirmed(struct request *r, const char *target_pos)
+{
+    struct tchan *tc = r->tchan;
+    struct item *it;
+
+    tc->backoff.cur_ms = 0;
+    set_text(&tc->trouble, NULL);
+    if (r->tick)
+        tc->tick_sent = r->tick;
+    for (size_t i = 0; i < r->n_ranges; i++)
+        if (r->ranges[i].link)
+            range_confirm(&r->ranges[i], target_pos);
+    TAILQ_FOREACH(it, &r->items, entry)
+        if (it->kind == ITEM_DROP && it->link)
+            coll_on_drop_confirmed(it->coll, it);
+}
+
+/* After a confirmation: drops and operations may have waited for this tick, tasks for the end of the flight. */
+static void tchan_progress(struct tchan *tc)
+{
+    struct link *l, *tmp;
+    struct repl_task *last = NULL;
+
+    for (l = LIST_FIRST(&tc->links); l; l = tmp) {
+        tmp = LIST_NEXT(l, of_tchan);
+        if (l->stream->task == last)
+            continue;
+        last = l->stream->task;
+        task_on_progress(last);
+    }
+}
+
+static void fail_streams(struct tchan *tc, struct request *r)
+{
+    for (size_t i = 0; r && i < r->n_ranges; i++)
+        if (r->ranges[i].link)
+            stream_reset(r->ranges[i].link->stream);
+    (void)tc;
+}
+
+void tchan_discard_next(struct tchan *tc)
+{
+    struct request *r = tc->next;
+
+    if (!r)
+        return;
+    /* its note may still be on the way to disk: that request must outlive the note */
+    tc->next = NULL;
+    tc->tick_built = tc->tick_sent;
+    if (tc->flying && tc->flying->tick > tc->tick_built)
+        tc->tick_built = tc->flying->tick;
+    for (size_t i = 0; i < r->n_ranges; i++)
+        if (r->ranges[i].link)
+            r->ranges[i].link->sent = r->ranges[i].link->flight_doubt;
+    fail_streams(tc, r);
+    request_retire(r);
+}
+
+/* A failed request: what it carried is read again; with doubt it will be repaired. */
+static void request_failed(struct tchan *tc, struct request *r, const struct err *err, bool doubt)
+{
+    struct item *it;
+
+    set_text(&tc->trouble, err->text);
+    log_warn("repl", "a request to the target failed", KS("channel", tc->name), KS("error", err->text),
+             KI("in_doubt", doubt));
+    for (size_t i = 0; i < r->n_ranges; i++) {
+        struct link *l = r->ranges[i].link;
+        if (!l)
+            continue;
+        l->sent = doubt ? (wal_pos_cmp(r->ranges[i].doubt, l->done) > 0 ? r->ranges[i].doubt : l->done) : l->done;
+        l->flight_doubt = l->sent;
+        l->dirty = true;
+    }
+    TAILQ_FOREACH(it, &r->items, entry)
+        if (it->coll)
+            coll_unverify(it->coll);
+    if (!doubt)
+        tc->tick_built = tc->tick_sent;
+    tc->row_built = 0;
+    fail_streams(tc, r);
+    tchan_discard_next(tc);
+}
+
+static void on_answer(void *arg, const struct err *err, bool doubt, const char *target_pos)
+{
+    struct tchan *tc = arg;
+    struct request *r = tc->flying;
+
+    tc->call = NULL;
+    tc->flying = NULL;
+    if (!err) {
+        request_confirmed(r, target_pos);
+    } else {
+        request_failed(tc, r, err, doubt);
+        if (err->cls != ERRC_RETRY)
+            for (size_t i = 0; i < r->n_ranges; i++)
+                if (r->ranges[i].link)
+                    task_fatal(r->ranges[i].link->stream->task, err);
+        timer_set(&tc->retry_timer, backoff_next_ms(&tc->backoff));
+    }
+    for (size_t i = 0; i < r->n_ranges; i++)
+        if (r->ranges[i].link && !err)
+            r->ranges[i].link->flight_doubt = r->ranges[i].link->done;
+    request_free(r);
+    tchan_progress(tc);
+    tchan_notify(tc);
+    tchan_kick(tc);
+}
+
+static void tchan_send(struct tchan *tc)
+{
+    struct request *r = tc->next;
+    struct sink *s = tc->hub->sink;
+
+    if (!r || tc->flying || r->commits_open || r->failed || timer_armed(&tc->retry_timer))
+        return;
+    tc->next = NULL;
+    tc->flying = r;
+    for (size_t i = 0; i < r->n_ranges; i++) {
+        struct link *l = r->ranges[i].link;
+        if (l && wal_pos_cmp(r->ranges[i].doubt, l->done) > 0)
+            l->flight_doubt = r->ranges[i].doubt;
+    }
+    if (!r->bytes) {
+        /* nothing to tell the target (rows of a collection that is gone): it is done */
+        loop_defer(tc->hub->loop, tchan_skip, tc);
+        return;
+    }
+    tc->call = s->ops->replicate(s, tc->name, r->begin_tt ? r->begin_tt : r->end_tt, r->end_tt, r->msgs, on_answer, tc);
+}
+
+void tchan_kick(struct tchan *tc)
+{
+    if (tc->closing)
+        return;
+    tchan_build(tc);
+    tchan_send(tc);
+    tchan_build(tc);
+}
