@@ -22,7 +22,7 @@ struct etcd_options {
     int tls_min_version; /* 0, 10, 11, 12, 13 */
     unsigned dial_timeout_ms; /* 0: 5000 */
 };
-/* NULL with ERR_INVALID (USER): no endpoint, bad endpoint, unreadable file. */
+/* Copies the options. NULL with ERR_INVALID (USER): no endpoint, bad endpoint, unreadable file. Connects on first use. */
 struct etcd_client *etcd_open(struct loop *l, const struct etcd_options *o, struct err *err);
 void etcd_close(struct etcd_client *e); /* open calls and watches end without completion */
 
@@ -40,6 +40,10 @@ typedef void (*etcd_range_fn)(void *arg, const struct err *err, const struct etc
  * token renewal inside; RETRY errors come back only after every endpoint was tried. ERR_GONE (RETRY): compacted. */
 struct etcd_call *etcd_range(struct etcd_client *e, const char *key, const char *end, int64_t limit, int64_t revision,
                              etcd_range_fn done, void *arg);
+/* The same, but only keys that were changed at min_mod_revision or later (0: all). */
+struct etcd_call *etcd_range_since(struct etcd_client *e, const char *key, const char *end, int64_t limit,
+                                   int64_t revision, int64_t min_mod_revision, etcd_range_fn done, void *arg);
+/* No completion after this. NULL is allowed. A call that completed is gone: forget the pointer inside done(). */
 void etcd_cancel(struct etcd_call *c);
 
 /* The end of the range of all keys with that prefix (last byte + 1). Caller frees. */
@@ -52,11 +56,14 @@ struct etcd_event {
 };
 struct etcd_watch;
 struct etcd_watch_cbs {
-    /* The events of one answer (whole revisions), in order. n 0: progress only: everything up to revision was told. */
+    /* The events of one answer (whole revisions), in order. n 0: progress only. Everything up to revision was told,
+     * nothing is told twice. */
     void (*on_events)(void *arg, const struct etcd_event *events, size_t n, int64_t revision);
-    /* The start revision is compacted: the watch is over; take a new snapshot. */
+    /* The start revision is compacted (or this is another cluster: compact_revision 0): take a new snapshot.
+     * The watch is gone when this returns; forget the pointer. */
     void (*on_compacted)(void *arg, int64_t compact_revision);
-    /* Lost the stream (goes on by itself from the last revision + 1); NULL: over. USER: cannot go on (credentials). */
+    /* Lost the stream (goes on by itself from the last revision + 1); NULL: over. USER: a human must act
+     * (credentials, permissions); it is tried again all the same, slowly. Told when the error changes. */
     void (*on_trouble)(void *arg, const struct err *err);
 };
 /* Watches [key, end) from start_revision on; fragments are joined; reconnects inside. */

@@ -47,6 +47,7 @@ struct repl_task_options {
     bool ignore_partition;
     const uint8_t *rpc_id;           /* rpc_channel_info.position, NULL: the end of the channel */
     size_t rpc_id_len;
+    uint64_t rpc_tt;                 /* operations up to this time are skipped */
     /* Stopped by itself (USER, DATA, LOST): the owner stores the reason and frees the task. Once. */
     void (*on_fatal)(void *arg, const struct err *err);
     void *arg;

@@ -12,6 +12,7 @@
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
 #include <event2/bufferevent_ssl.h>
+#include <event2/event.h>
 #include <openssl/ssl.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -44,7 +45,8 @@ struct h2_stream {
     LIST_ENTRY(h2_stream) next;
     struct h2_conn *conn;
     int32_t id;
-    bool sent; /* a byte of HEADERS went into the bufferevent */
+    bool sent;  /* a byte of HEADERS went into the bufferevent */
+    bool ended; /* END_STREAM came from the peer */
     struct outq *q;                    /* NULL after a reset */
     const struct h2_stream_events *ev; /* likewise */
     void *arg;
@@ -220,6 +222,8 @@ void h2_stream_reset(struct h2_stream *s, uint32_t code)
     s->q = NULL;
     if (!is_live(s->conn))
         return;
+    if (s->ended && nghttp2_session_get_stream_local_close(s->conn->session, s->id) == 1)
+        return; /* over on both sides: nghttp2 is about to close it */
     if (nghttp2_submit_rst_stream(s->conn->session, NGHTTP2_FLAG_NONE, s->id, code) != 0)
         fail(s->conn, "HTTP/2: no memory");
     else
@@ -229,6 +233,11 @@ void h2_stream_reset(struct h2_stream *s, uint32_t code)
 bool h2_stream_sent(const struct h2_stream *s)
 {
     return s->sent;
+}
+
+const char *h2_reason(const struct h2_conn *c)
+{
+    return c->reason;
 }
 
 /* ---- nghttp2 callbacks, sending */
@@ -367,8 +376,10 @@ static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *
     case NGHTTP2_HEADERS:
     case NGHTTP2_DATA:
         s = nghttp2_session_get_stream_user_data(session, frame->hd.stream_id);
-        if (frame->hd.flags & NGHTTP2_FLAG_END_STREAM && s && s->ev)
+        if (frame->hd.flags & NGHTTP2_FLAG_END_STREAM && s && s->ev) {
+            s->ended = true;
             s->ev->on_end(s->arg);
+        }
         break;
     }
     return go_on(c);

@@ -49,6 +49,8 @@ struct h2_stream_events {
 /* No event comes from inside. Never NULL. */
 struct h2_conn *h2_open(struct loop *l, const struct h2_options *o, const struct h2_events *ev,
                         void *arg);
+/* Why it was lost, or "". */
+const char *h2_reason(const struct h2_conn *c);
 /* No events after this, from streams neither. From any callback. NULL is allowed. */
 void h2_close(struct h2_conn *c);
 

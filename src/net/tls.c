@@ -3,9 +3,11 @@
 #include "base/err.h"
 
 #include <arpa/inet.h>
+#define ERR_STATE openssl_ERR_STATE /* a type of OpenSSL, a code of base/err.h */
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
+#undef ERR_STATE
 #include <stdio.h>
 #include <string.h>
 
@@ -88,6 +90,11 @@ SSL_CTX *tls_client_ctx(const struct tls_options *o, struct err *err)
 fail:
     SSL_CTX_free(ctx);
     return NULL;
+}
+
+void tls_client_ctx_free(SSL_CTX *ctx)
+{
+    SSL_CTX_free(ctx);
 }
 
 static bool is_address(const char *name)

@@ -16,8 +16,9 @@ struct tls_options {
     int min_version;                  /* 0: 1.2; else 10, 11, 12, 13 */
 };
 
-/* Reads the files. NULL and err (ERR_INVALID, USER) when one is unreadable. SSL_CTX_free() it. */
+/* Reads the files. NULL and err (ERR_INVALID, USER) when one is unreadable. */
 struct ssl_ctx_st *tls_client_ctx(const struct tls_options *o, struct err *err);
+void tls_client_ctx_free(struct ssl_ctx_st *ctx); /* NULL is allowed */
 
 /* A client's session: ALPN h2, server name indication, the certificate must be for name (or that IP
  * address). NULL: no memory. */

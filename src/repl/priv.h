@@ -48,6 +48,8 @@ struct item {
     struct wal_pos ack;      /* the link is done up to here when this is confirmed; NONE: no change */
     struct wal_pos doubt;    /* once this may have been sent, everything up to here is in doubt */
     uint64_t tt;             /* source time; ITEM_TICK: the tick */
+    int64_t dst_partition;   /* partition id on the target, -1: none */
+    struct repl_budget *budget; /* the process's: charged with len until the item is freed */
     bool retime;             /* gets a new time when it is sent */
     bool retime_more;        /* the next item of the link has the same source time and must get the same new one */
     bool repair;             /* the target may have it already: delete + insert */
@@ -76,6 +78,8 @@ struct link {
     uint64_t start_tt, done_tt, sent_tt, retimed_tt, op_tt;
     char *target_pos;
     bool dirty;               /* differs from what was stored */
+    struct wal_pos maybe;     /* what was really sent: the target may have everything up to here */
+    uint64_t row_max;         /* greatest time of a row on the target channel by this link */
 
     /* repair after a crash or a request in doubt: (done, repair_to] may be on the target */
     struct wal_pos repair_to; /* NONE: nothing in doubt */
@@ -101,13 +105,17 @@ struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt
 void link_free(struct link *l);
 void link_add(struct link *l, struct item *take);
 void link_on_tick(struct link *l, struct wal_pos pos, uint64_t tt);
-/* Drops what is queued and held; progress stays; what was sent and not confirmed is in doubt. */
+/* Drops what is queued and held; progress stays. */
 void link_reset(struct link *l);
 /* The stored form; strings borrowed from the link. */
 void link_fill_ckpt(const struct link *l, struct repl_ckpt *ret);
 /* Is the message known to be on the target (or not ours)? */
 bool link_has(const struct link *l, struct wal_pos pos);
+/* After link_reset(), when nothing of it is in flight any more: what was sent and not confirmed is in doubt. */
+void link_restart(struct link *l);
 struct item *item_new(enum item_kind kind, struct link *l);
+/* Counts the bytes against the task and the process until the item is freed. bytes = it->len. */
+void item_charge(struct item *it, size_t bytes);
 void item_free(struct item *it);
 
 /* ---- tchan and request --------------------------------------------------------------------- */
@@ -115,7 +123,7 @@ void item_free(struct item *it);
 /* What a request means for one link. */
 struct req_range {
     struct link *link; /* NULL: the link went meanwhile */
-    struct wal_pos ack, doubt, op, tick_pos;
+    struct wal_pos ack, doubt, op, tick_pos, maybe_before;
     uint64_t tick_tt, op_tt, max_tt;
     bool has_rows;
 };
@@ -131,6 +139,7 @@ struct request {
     size_t bytes;
     unsigned commits_open;     /* intents not durable yet */
     bool failed;               /* an intent was refused: never send */
+    bool retired;              /* nobody's; freed when its last intent is answered */
 };
 
 struct tchan {
@@ -142,11 +151,12 @@ struct tchan {
     struct link_list links;
     struct request *flying, *next;
     struct sink_call *call;
-    bool tick_loaded, tick_loading;
+    bool tick_loaded;
     uint64_t tick_built, tick_sent; /* last tick put into a request / confirmed */
     uint64_t row_built;        /* greatest row time in a request since the last tick: it is not visible yet */
     uint64_t last_tick_ms;     /* monotonic, when a tick was last built */
-    struct timer tick_timer, retry_timer;
+    struct timer tick_timer, retry_timer, skip_timer;
+    struct store *load_store;  /* the tick is being asked for here */
     struct backoff backoff;
     char *trouble;             /* last error, NULL: none */
     char *keep_task;           /* keep_queryable: the paused task, its store */
@@ -170,12 +180,19 @@ struct tchan *hub_tchan(struct repl_hub *h, const char *name);
 int64_t hub_new_msg_id(struct repl_hub *h);
 /* Builds and sends if it can. */
 void tchan_kick(struct tchan *tc);
-void tchan_attach(struct tchan *tc, struct link *l, struct store *store);
+struct tchan *tchan_new(struct repl_hub *h, const char *name);
+void tchan_free(struct tchan *tc);
+/* The link feeds the channel from now on; its task's store tells the tick that the channel has seen. */
+void tchan_attach(struct tchan *tc, struct link *l);
 void tchan_detach(struct tchan *tc, struct link *l);
-/* Forgets built but unsent work of the link's stream; true when a request of the link is still in flight. */
-bool tchan_busy_with(const struct tchan *tc, const struct link *l);
-void tchan_discard_next(struct tchan *tc);
-void request_free(struct request *r);
+void tchan_queue(struct tchan *tc, struct item *take);
+/* Drops the link's items that are in no request yet. */
+void tchan_unqueue(struct tchan *tc, struct link *l);
+bool tchan_flying_with(const struct tchan *tc, const struct link *l);
+/* Takes back a request that was built and not sent, if the link is in it; all its streams are reset. */
+void tchan_discard_next_with(struct tchan *tc, const struct link *l);
+void tchan_keep(struct tchan *tc, struct store *store, const char *task_id);
+void tchan_keep_stop(struct tchan *tc, const char *task_id);
 
 /* ---- stream -------------------------------------------------------------------------------- */
 
@@ -195,19 +212,22 @@ struct stream {
     struct wal_reader *reader;
     struct link_list links;
     struct pending_list pending;
+    struct wal_pos begin;      /* where the reader was opened */
     struct wal_pos read;       /* last message handled */
     struct wal_pos tick_pos;   /* last source tick and its place */
     uint64_t tick_tt;
     bool reader_paused;
     bool draining;             /* inside stream_drain: no second one */
     bool busy;                 /* the log was not at its end at the last batch */
-    int64_t stalled_on;        /* collection id */
+    int64_t asked_for;         /* collection id that etcd is asked about */
+    uint64_t asked_round;      /* answered when the task's sync_round is greater */
     char *trouble;
-    struct timer reset_timer;
+    struct timer reset_timer, drain_timer;
     struct backoff backoff;
 };
 
-struct stream *task_stream(struct repl_task *t, const char *channel);
+struct stream *stream_new(struct repl_task *t, const char *channel);
+struct stream *task_stream(struct repl_task *t, const char *channel); /* NULL: none */
 void stream_free(struct stream *s);
 /* Begins to read at the lowest place that a link or a shard needs. */
 void stream_open(struct stream *s);
@@ -218,6 +238,10 @@ void stream_kick(struct stream *s);
 void stream_reset(struct stream *s);
 /* The link of this stream to a target channel, made where missing. */
 struct link *stream_link(struct stream *s, const char *dst_channel);
+/* The lowest place that a link, a stored checkpoint or a shard needs. False: nothing does. */
+bool stream_begin(const struct stream *s, struct wal_pos *ret);
+/* Stops reading when no link is left. */
+void stream_leave(struct stream *s);
 
 /* ---- collection ---------------------------------------------------------------------------- */
 
@@ -236,7 +260,9 @@ struct shard {
     char *dst_vchannel, *dst_pchannel; /* NULL until mapped */
     struct stream *stream;
     struct link *link;
-    struct wal_pos join;         /* messages before it are not ours */
+    bool linked_before;          /* the stored checkpoint of its link says where to go on */
+    struct wal_pos from;         /* an existing message to begin reading at (NONE: the first of the topic) */
+    struct wal_pos join;         /* messages before it are not ours; from or just behind it */
     uint64_t skip_tt;            /* rows up to this time are not ours (positions given by the user) */
     enum shard_drop drop;
     uint64_t drop_tt;
@@ -246,8 +272,7 @@ struct part {
     UT_hash_handle hh;
     int64_t id, dst_id;          /* dst_id 0: not mapped */
     char *name;
-    bool dropping;
-    bool call_done;
+    bool dropping, forced;
     uint64_t drop_tt;
     enum shard_drop *shards;     /* n_shards of the collection */
 };
@@ -266,41 +291,59 @@ struct coll {
     size_t n_shards;
     struct part *parts;
     uint64_t verified_gen;       /* sink generation at the last check; 0: check before the next use */
+    uint64_t verifying_gen;
     bool verifying, reensure;
+    bool storing;                /* the first record is being stored; holds a reference */
     bool src_dropping;           /* the catalog says so */
-    bool dropping_call;          /* the drop call is under way */
+    bool forced;                 /* its name is wanted by a new one: dropped without waiting for the log */
+    bool made_drops;             /* forced: the drop messages are queued */
+    bool may_exist;              /* a create was sent: the target may have it */
+    int64_t asked_part;          /* partition that etcd is asked about */
+    uint64_t asked_round;
+    struct part *call_part;      /* whose drop call is under way */
     struct sink_call *call;
     struct timer retry;
     struct backoff backoff;
     char *trouble;
-    char *rec_stored;            /* last JSON given to the store */
     struct metric *m_rows[2];    /* written rows: insert, delete */
 };
 
 struct coll *coll_ref(struct coll *c);
 void coll_unref(struct coll *c);
-/* A collection that joins now (not from a record). joins: n_shards places. Stores the record, then maps. */
-struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m);
+
+/* Where a shard of a joining collection begins. */
+struct coll_join {
+    struct wal_pos from, join;
+    uint64_t skip_tt;
+};
+/* A collection that joins now: state NEW, nothing stored yet. joins: one for each shard. */
+struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m,
+                      const struct coll_join *joins);
 struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_rec *rec, struct err *err);
-char *coll_to_json(const struct coll *c);
-void coll_put_record(struct coll *c, struct store_batch *b);
-/* Stores the record now (a commit of its own). */
+/* Adds its record to the batch / stores it in a commit of its own. */
+void coll_put(struct coll *c, struct store_batch *b);
 void coll_save(struct coll *c);
+/* The record of a NEW one is durable: from now on it may be mapped. */
+void coll_stored(struct coll *c);
+/* Does what its state allows: map, check, force or finish a drop. */
 void coll_kick(struct coll *c);
 /* Checks it on the target again before the next use. */
 void coll_unverify(struct coll *c);
-/* Called from the catalog with fresh facts. */
+/* Called with fresh facts from the catalog. */
 void coll_update(struct coll *c, const struct src_collection *sc);
-/* Partition id on the target. 1 found; 0 wait (stalls the stream); -1 dropped: rows are nobody's. */
-int coll_partition(struct coll *c, int64_t src_partition_id, int64_t *ret_dst_id);
-/* The WAL shows the drop on shard i (or of a partition on shard i). it: the message as an item, or NULL: synthesize. */
+/* Partition id on the target. 1 found; 0 wait (stalls the stream); -1 dropped: its rows are nobody's. */
+int coll_partition(struct coll *c, int64_t src_partition_id, size_t shard, int64_t *ret_dst_id);
+struct part *coll_part(struct coll *c, int64_t id); /* NULL: not known */
+/* The WAL shows the drop on that shard. coll_part_drop: false when there is nothing to drop. */
+void coll_shard_drop(struct coll *c, size_t shard, uint64_t tt);
+bool coll_part_drop(struct coll *c, int64_t partition_id, size_t shard, uint64_t tt);
+/* The drop message is on the target. */
 void coll_on_drop_confirmed(struct coll *c, const struct item *it);
-void coll_force_drop(struct coll *c);
-void part_force_drop(struct coll *c, struct part *p);
-struct part *coll_part(struct coll *c, int64_t id);
-/* Out of the task: links released, record removed, references remain valid. */
-void coll_forget(struct coll *c);
-void coll_free_all(struct repl_task *t);
+/* The stream reads again: drop messages that were queued only are to be queued again. */
+void coll_stream_reset(struct coll *c, const struct stream *s);
+bool coll_drop_open(const struct coll *c);
+/* Out of the task without touching the target or the store (task free). */
+void coll_detach(struct coll *c);
 
 /* ---- operations (replicate channel) -------------------------------------------------------- */
 
@@ -326,6 +369,15 @@ struct ignored_id {
     int64_t id;
 };
 
+/* The first start asks for the end of each topic that somebody joins at. */
+struct join_topic {
+    UT_hash_handle hh;
+    struct repl_task *task;
+    char *name;
+    bool found, asking, answered;
+    struct wal_pos last;
+};
+
 struct repl_task {
     struct repl_task_options o; /* strings copied */
     struct loop *loop;
@@ -335,41 +387,45 @@ struct repl_task {
     struct ignored_id *ignored;
     struct ops *ops;
     void *catalog_sub;
-    bool catalog_ready, syncing, fatal;
+    bool loaded_ok, catalog_ready, first_start, joined, syncing, fatal;
+    struct err fatal_err;
     unsigned drops_open;        /* collections and partitions whose drop is not finished */
     uint64_t sync_round;        /* completed syncs, so that a stall knows that its question was answered */
-    struct repl_budget held;    /* bytes of this task */
-    struct timer ckpt_timer, start_timer, stop_timer;
+    size_t held;                /* bytes of messages in memory */
+    struct timer ckpt_timer, start_timer, stop_timer, kick_timer, fatal_timer;
     struct backoff start_backoff;
     store_done_fn started;
     void *started_arg;
     void (*stopped)(void *arg);
     void *stopped_arg;
-    bool stop_commit;
+    bool stop_stored;
     char *catalog_trouble, *start_trouble;
-    struct joining *joining;    /* first start: end positions that are still asked for */
+    struct join_topic *topics;
     struct repl_ckpt *loaded;   /* checkpoints that no link has taken yet */
     size_t n_loaded;
     char trouble_text[1200];
 };
 
 void task_fatal(struct repl_task *t, const struct err *err);
+/* A request was confirmed: drops, operations or a stop may have waited for it. */
+void task_on_progress(struct repl_task *t);
 /* Does the stream have to stop reading for memory? */
 bool task_over_budget(const struct repl_task *t);
 void task_hold(struct repl_task *t, size_t bytes);
 void task_release(struct repl_task *t, size_t bytes);
-/* Joins a collection that is new since the task began. */
-void task_join(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m);
+/* The catalog knows it: joins the collection if it is the task's, else ignores its id (unless it is being created). */
+void task_consider(struct repl_task *t, const struct src_collection *sc);
 bool task_ignores(const struct repl_task *t, int64_t id);
 void task_ignore(struct repl_task *t, int64_t id);
 /* Asks etcd for proof of what exists; when answered every stalled stream is kicked. */
 void task_sync(struct repl_task *t);
 /* A collection of the task whose target name is db.name and that is not gone, other than except. */
 struct coll *task_name_taken(struct repl_task *t, const char *db, const char *name, const struct coll *except);
-void task_kick_streams(struct repl_task *t);
+/* A name or a fact became free: collections that wait for it try again. */
+void task_kick_waiting(struct repl_task *t);
 /* The stored checkpoint of a link, once (the link takes it). False: none. */
 bool task_take_ckpt(struct repl_task *t, const char *src, const char *dst, struct repl_ckpt *ret);
-void task_stop_check(struct repl_task *t);
 void ckpt_release(struct repl_ckpt *c);
+/* Replaces a text; NULL clears it. */
 void set_text(char **slot, const char *text);
 #endif

@@ -16,7 +16,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 
-static void tchan_send(struct tchan *tc);
+static void tchan_discard_next(struct tchan *tc);
 static void on_answer(void *arg, const struct err *err, bool doubt, const char *target_pos);
 
 /* ---- request -------------------------------------------------------------------------------- */
@@ -32,7 +32,7 @@ static struct request *request_new(struct tchan *tc)
     return r;
 }
 
-void request_free(struct request *r)
+static void request_free(struct request *r)
 {
     struct item *it;
 
@@ -68,6 +68,24 @@ static bool request_has(const struct request *r, const struct link *l)
     return false;
 }
 
+/* Frees it, now or when its note is on disk. */
+static void request_retire(struct request *r)
+{
+    if (!r->commits_open) {
+        request_free(r);
+        return;
+    }
+    r->retired = true;
+    r->tchan = NULL;
+    for (size_t i = 0; i < r->n_ranges; i++)
+        r->ranges[i].link = NULL;
+    while (!TAILQ_EMPTY(&r->items)) {
+        struct item *it = TAILQ_FIRST(&r->items);
+        TAILQ_REMOVE(&r->items, it, entry);
+        item_free(it);
+    }
+}
+
 static void request_forget(struct request *r, const struct link *l)
 {
     struct item *it;
@@ -78,8 +96,10 @@ static void request_forget(struct request *r, const struct link *l)
         if (r->ranges[i].link == l)
             r->ranges[i].link = NULL;
     TAILQ_FOREACH(it, &r->items, entry)
-        if (it->link == l)
+        if (it->link == l) {
+            task_release(l->stream->task, it->len);
             it->link = NULL;
+        }
 }
 
 /* ---- time ------------------------------------------------------------------------------------ */
@@ -142,35 +162,46 @@ static bool item_checked(struct tchan *tc, struct item *it)
     return false;
 }
 
-static size_t append_rows(struct tchan *tc, struct item *it, struct msg_rewrite *rw, struct evbuffer *out)
+/* A message made by us or repeated needs an id of its own (hub_new_msg_id). An Insert that may be there already is
+ * preceded by a Delete of its keys at the same new time: that removes every older copy and leaves one row. */
+static int append_rows(struct tchan *tc, struct item *it, struct msg_rewrite *rw, struct request *r)
 {
     struct coll *c = it->coll;
-    size_t n = 0, extra = 0;
+    size_t n = 0;
+    struct err err;
 
     if (it->repair)
         rw->new_msg_id = hub_new_msg_id(tc->hub);
     if (it->repair && it->head.type == MSG_INSERT) {
-        struct msg_rewrite del = *rw;
-        struct err err;
-        if (msg_append_delete_of_insert(&it->head, it->buf, it->data, it->len, c->pk_field_id, c->pk_is_string, &del,
-                                        out, &extra, &err)) {
+        if (msg_append_delete_of_insert(&it->head, it->buf, it->data, it->len, c->pk_field_id, c->pk_is_string, rw,
+                                        r->msgs, &n, &err)) {
+            err_wrap(&err, "collection %s", c->name);
             task_fatal(c->task, &err);
-            return 0;
+            return -1;
         }
-        n += extra;
+        r->bytes += n;
         rw->new_msg_id = hub_new_msg_id(tc->hub);
     }
-    return n + msg_append(&it->head, it->buf, it->data, it->len, rw, out);
+    n = msg_append(&it->head, it->buf, it->data, it->len, rw, r->msgs);
+    r->bytes += n;
+    return n ? 0 : -1;
 }
 
-static size_t append_drop(struct item *it, struct msg_rewrite *rw, uint64_t tt, struct evbuffer *out)
+static int append_drop(struct item *it, struct msg_rewrite *rw, uint64_t tt, struct request *r)
 {
-    if (it->buf)
-        return msg_append(&it->head, it->buf, it->data, it->len, rw, out);
-    if (it->head.type == MSG_DROP_COLLECTION)
-        return msg_append_drop_collection(rw, tt, out);
-    struct part *p = coll_part(it->coll, it->head.partition_id);
-    return p ? msg_append_drop_partition(rw, p->name, tt, out) : 0;
+    struct part *p = NULL;
+    size_t n;
+
+    if (it->buf) {
+        n = msg_append(&it->head, it->buf, it->data, it->len, rw, r->msgs);
+    } else if (it->head.type == MSG_DROP_COLLECTION) {
+        n = msg_append_drop_collection(rw, tt, r->msgs);
+    } else {
+        p = coll_part(it->coll, it->head.partition_id);
+        n = p ? msg_append_drop_partition(rw, p->name, tt, r->msgs) : 1;
+    }
+    r->bytes += n;
+    return n ? 0 : -1;
 }
 
 /* Encodes one item; returns its time on the target. */
@@ -195,11 +226,11 @@ static uint64_t item_append(struct tchan *tc, struct item *it, struct request *r
     if (tt > it->link->row_max)
         it->link->row_max = tt;
     if (it->kind == ITEM_ROWS) {
-        r->bytes += append_rows(tc, it, &rw, r->msgs);
+        r->failed |= append_rows(tc, it, &rw, r) != 0;
         if (c->m_rows[it->head.type == MSG_DELETE])
             c->m_rows[it->head.type == MSG_DELETE]->value += (double)it->head.num_rows;
     } else {
-        r->bytes += append_drop(it, &rw, tt, r->msgs);
+        r->failed |= append_drop(it, &rw, tt, r) != 0;
         it->tt = tt;
     }
     return tt;
@@ -281,13 +312,23 @@ static bool tchan_due(struct tchan *tc)
     if (tc->rows_queued)
         return true;
     tick = tchan_safe_tick(tc, true);
-    if (tick <= tc->tick_built)
+    if (tick <= tc->tick_built) {
+        if (tc->keep_task)
+            timer_set(&tc->tick_timer, tc->hub->tick_interval_ms);
         return false;
+    }
     waited = clock_mono_ms() - tc->last_tick_ms;
     if (tc->row_built || waited >= tc->hub->tick_interval_ms)
         return true;
     timer_set(&tc->tick_timer, tc->hub->tick_interval_ms - waited);
     return false;
+}
+
+/* Rows behind their drop message would go to a channel that is gone. */
+static bool item_wanted(const struct item *it)
+{
+    return it->coll->state != COLL_GONE &&
+           !(it->kind == ITEM_ROWS && it->coll->shards[it->shard].drop == SHARD_DROP_SENT);
 }
 
 static void request_take_items(struct tchan *tc, struct request *r)
@@ -302,7 +343,7 @@ static void request_take_items(struct tchan *tc, struct request *r)
         TAILQ_INSERT_TAIL(&r->items, it, entry);
         if (it->kind == ITEM_TICK)
             it->link->tick_built = it->tt;
-        else if (it->coll->state != COLL_GONE)
+        else if (item_wanted(it))
             tt = item_append(tc, it, r);
         if (it->kind != ITEM_TICK && tt > tc->row_built)
             tc->row_built = tt;
@@ -335,29 +376,30 @@ static void on_intent(void *arg, const struct err *err)
     struct request *r = arg;
 
     r->commits_open--;
+    if (r->retired) {
+        if (!r->commits_open)
+            request_free(r);
+        return;
+    }
     if (err) {
         /* not ours any more (another owner): never send it */
         r->failed = true;
         log_error("repl", "the note of a request was refused", KS("channel", r->tchan->name), KS("error", err->text));
+        for (size_t i = 0; i < r->n_ranges; i++)
+            if (r->ranges[i].link)
+                task_fatal(r->ranges[i].link->stream->task, err);
         return;
     }
     tchan_kick(r->tchan);
 }
 
-static struct store *note_store(const struct tchan *tc, const struct request *r)
+/* Any task that feeds the channel can note its tick. */
+static struct repl_task *note_task(const struct tchan *tc, const struct request *r)
 {
     for (size_t i = 0; i < r->n_ranges; i++)
         if (r->ranges[i].link)
-            return r->ranges[i].link->stream->task->o.store;
-    return tc->keep_store;
-}
-
-static const char *note_task(const struct tchan *tc, const struct request *r)
-{
-    for (size_t i = 0; i < r->n_ranges; i++)
-        if (r->ranges[i].link)
-            return r->ranges[i].link->stream->task->o.id;
-    return tc->keep_task;
+            return r->ranges[i].link->stream->task;
+    return LIST_EMPTY(&tc->links) ? NULL : LIST_FIRST(&tc->links)->stream->task;
 }
 
 static void note_link(struct store *store, struct store_batch *b, struct req_range *rg)
@@ -374,30 +416,40 @@ static void note_link(struct store *store, struct store_batch *b, struct req_ran
     l->dirty = false;
 }
 
-/* One commit for each task whose links are in the request; the first one carries the tick bound too. */
+static void request_commit(struct request *r, struct store *store, struct store_batch *b)
+{
+    r->commits_open++;
+    store->ops->commit(b, on_intent, r);
+}
+
+static bool task_noted(const struct request *r, size_t i)
+{
+    for (size_t k = 0; k < i; k++)
+        if (r->ranges[k].link && r->ranges[k].link->stream->task == r->ranges[i].link->stream->task)
+            return true;
+    return false;
+}
+
+/* The tick is noted first, by one task: commits are carried out in order, so it is there when the last one is. */
 static void request_note(struct tchan *tc, struct request *r)
 {
-    struct store *tick_store = note_store(tc, r);
-    const char *tick_task = note_task(tc, r);
+    struct repl_task *t = note_task(tc, r);
+    struct store *store = t ? t->o.store : tc->keep_store;
 
-    for (size_t i = 0; i < r->n_ranges || (i == 0 && tick_store); i++) {
-        struct link *first = i < r->n_ranges ? r->ranges[i].link : NULL;
-        struct store *store = first ? first->stream->task->o.store : tick_store;
-        bool seen = false;
-        for (size_t k = 0; first && k < i; k++)
-            seen |= r->ranges[k].link && r->ranges[k].link->stream->task == first->stream->task;
-        if (seen || (i < r->n_ranges && !first))
+    if (r->tick && store) {
+        struct store_batch *b = store->ops->begin(store, t ? t->o.id : tc->keep_task);
+        store->ops->put_tick(b, tc->hub->key, tc->name, r->tick);
+        request_commit(r, store, b);
+    }
+    for (size_t i = 0; i < r->n_ranges; i++) {
+        if (!r->ranges[i].link || task_noted(r, i))
             continue;
-        struct store_batch *b = store->ops->begin(store, first ? first->stream->task->o.id : tick_task);
+        t = r->ranges[i].link->stream->task;
+        struct store_batch *b = t->o.store->ops->begin(t->o.store, t->o.id);
         for (size_t k = i; k < r->n_ranges; k++)
-            if (r->ranges[k].link && r->ranges[k].link->stream->task == first->stream->task)
-                note_link(store, b, &r->ranges[k]);
-        if (r->tick && tick_store) {
-            store->ops->put_tick(b, tc->hub->key, tc->name, r->tick);
-            tick_store = NULL;
-        }
-        r->commits_open++;
-        store->ops->commit(b, on_intent, r);
+            if (r->ranges[k].link && r->ranges[k].link->stream->task == t)
+                note_link(t->o.store, b, &r->ranges[k]);
+        request_commit(r, t->o.store, b);
     }
 }
 
@@ -483,30 +535,36 @@ static void tchan_progress(struct tchan *tc)
     }
 }
 
-static void fail_streams(struct tchan *tc, struct request *r)
+static void fail_streams(struct request *r)
 {
-    for (size_t i = 0; r && i < r->n_ranges; i++)
+    for (size_t i = 0; i < r->n_ranges; i++)
         if (r->ranges[i].link)
             stream_reset(r->ranges[i].link->stream);
-    (void)tc;
 }
 
-void tchan_discard_next(struct tchan *tc)
+static void tchan_discard_next(struct tchan *tc)
 {
     struct request *r = tc->next;
 
     if (!r)
         return;
-    /* its note may still be on the way to disk: that request must outlive the note */
     tc->next = NULL;
     tc->tick_built = tc->tick_sent;
     if (tc->flying && tc->flying->tick > tc->tick_built)
         tc->tick_built = tc->flying->tick;
-    for (size_t i = 0; i < r->n_ranges; i++)
-        if (r->ranges[i].link)
-            r->ranges[i].link->sent = r->ranges[i].link->flight_doubt;
-    fail_streams(tc, r);
+    fail_streams(r);
     request_retire(r);
+}
+
+void tchan_discard_next_with(struct tchan *tc, const struct link *l)
+{
+    if (request_has(tc->next, l))
+        tchan_discard_next(tc);
+}
+
+bool tchan_flying_with(const struct tchan *tc, const struct link *l)
+{
+    return request_has(tc->flying, l);
 }
 
 /* A failed request: what it carried is read again; with doubt it will be repaired. */
@@ -517,21 +575,16 @@ static void request_failed(struct tchan *tc, struct request *r, const struct err
     set_text(&tc->trouble, err->text);
     log_warn("repl", "a request to the target failed", KS("channel", tc->name), KS("error", err->text),
              KI("in_doubt", doubt));
-    for (size_t i = 0; i < r->n_ranges; i++) {
-        struct link *l = r->ranges[i].link;
-        if (!l)
-            continue;
-        l->sent = doubt ? (wal_pos_cmp(r->ranges[i].doubt, l->done) > 0 ? r->ranges[i].doubt : l->done) : l->done;
-        l->flight_doubt = l->sent;
-        l->dirty = true;
-    }
+    for (size_t i = 0; i < r->n_ranges && !doubt; i++)
+        if (r->ranges[i].link)
+            r->ranges[i].link->maybe = r->ranges[i].maybe_before;
     TAILQ_FOREACH(it, &r->items, entry)
         if (it->coll)
             coll_unverify(it->coll);
     if (!doubt)
         tc->tick_built = tc->tick_sent;
     tc->row_built = 0;
-    fail_streams(tc, r);
+    fail_streams(r);
     tchan_discard_next(tc);
 }
 
@@ -552,9 +605,6 @@ static void on_answer(void *arg, const struct err *err, bool doubt, const char *
                     task_fatal(r->ranges[i].link->stream->task, err);
         timer_set(&tc->retry_timer, backoff_next_ms(&tc->backoff));
     }
-    for (size_t i = 0; i < r->n_ranges; i++)
-        if (r->ranges[i].link && !err)
-            r->ranges[i].link->flight_doubt = r->ranges[i].link->done;
     request_free(r);
     tchan_progress(tc);
     tchan_notify(tc);
@@ -572,22 +622,151 @@ static void tchan_send(struct tchan *tc)
     tc->flying = r;
     for (size_t i = 0; i < r->n_ranges; i++) {
         struct link *l = r->ranges[i].link;
-        if (l && wal_pos_cmp(r->ranges[i].doubt, l->done) > 0)
-            l->flight_doubt = r->ranges[i].doubt;
+        if (!l)
+            continue;
+        r->ranges[i].maybe_before = l->maybe;
+        if (wal_pos_cmp(r->ranges[i].doubt, l->maybe) > 0)
+            l->maybe = r->ranges[i].doubt;
     }
     if (!r->bytes) {
-        /* nothing to tell the target (rows of a collection that is gone): it is done */
-        loop_defer(tc->hub->loop, tchan_skip, tc);
+        timer_set(&tc->skip_timer, 0); /* nothing for the target (rows of a dropped collection): done */
         return;
     }
     tc->call = s->ops->replicate(s, tc->name, r->begin_tt ? r->begin_tt : r->end_tt, r->end_tt, r->msgs, on_answer, tc);
+}
+
+static void tchan_load(struct tchan *tc);
+
+static void on_skip(void *arg)
+{
+    on_answer(arg, NULL, false, NULL);
+}
+
+static void on_timer(void *arg)
+{
+    tchan_kick(arg);
 }
 
 void tchan_kick(struct tchan *tc)
 {
     if (tc->closing)
         return;
+    tchan_load(tc);
     tchan_build(tc);
     tchan_send(tc);
     tchan_build(tc);
+}
+
+/* ---- life ------------------------------------------------------------------------------------- */
+
+struct tchan *tchan_new(struct repl_hub *h, const char *name)
+{
+    struct tchan *tc = xcalloc(1, sizeof(*tc));
+
+    tc->hub = h;
+    tc->name = xstrdup(name);
+    TAILQ_INIT(&tc->queue);
+    LIST_INIT(&tc->links);
+    tc->backoff = (struct backoff)BACKOFF_INIT(200, 10000);
+    timer_init(&tc->tick_timer, h->loop, LOOP_PRIO_NORMAL, on_timer, tc);
+    timer_init(&tc->retry_timer, h->loop, LOOP_PRIO_NORMAL, on_timer, tc);
+    timer_init(&tc->skip_timer, h->loop, LOOP_PRIO_NORMAL, on_skip, tc);
+    return tc;
+}
+
+void tchan_free(struct tchan *tc)
+{
+    assert(LIST_EMPTY(&tc->links));
+    tc->closing = true;
+    if (tc->load_store)
+        tc->load_store->ops->cancel(tc->load_store, tc);
+    tc->hub->sink->ops->cancel(tc->call);
+    if (tc->flying)
+        request_retire(tc->flying);
+    if (tc->next)
+        request_retire(tc->next);
+    timer_release(&tc->tick_timer);
+    timer_release(&tc->retry_timer);
+    timer_release(&tc->skip_timer);
+    free(tc->trouble);
+    free(tc->keep_task);
+    free(tc->name);
+    free(tc);
+}
+
+static void on_tick_loaded(void *arg, const struct err *err, uint64_t tt)
+{
+    struct tchan *tc = arg;
+    struct link *l, *tmp;
+
+    tc->load_store = NULL;
+    if (err) {
+        set_text(&tc->trouble, err->text);
+        timer_set(&tc->tick_timer, backoff_next_ms(&tc->backoff));
+        return;
+    }
+    tc->tick_loaded = true;
+    tc->tick_built = tc->tick_sent = tt;
+    tc->backoff.cur_ms = 0;
+    for (l = LIST_FIRST(&tc->links); l; l = tmp) {
+        tmp = LIST_NEXT(l, of_tchan);
+        stream_kick(l->stream);
+    }
+    tchan_kick(tc);
+}
+
+/* Asks for the tick that the channel has seen, through the store of whoever uses the channel. */
+static void tchan_load(struct tchan *tc)
+{
+    struct store *s = tc->keep_store;
+
+    if (!LIST_EMPTY(&tc->links))
+        s = LIST_FIRST(&tc->links)->stream->task->o.store;
+    if (tc->tick_loaded || tc->load_store || !s)
+        return;
+    tc->load_store = s;
+    s->ops->load_tick(s, tc->hub->key, tc->name, on_tick_loaded, tc);
+}
+
+void tchan_attach(struct tchan *tc, struct link *l)
+{
+    LIST_INSERT_HEAD(&tc->links, l, of_tchan);
+    tchan_load(tc);
+}
+
+/* A store that goes away must not answer any more: ask again through another one. */
+static void tchan_leave_store(struct tchan *tc, struct store *s)
+{
+    if (tc->load_store != s)
+        return;
+    s->ops->cancel(s, tc);
+    tc->load_store = NULL;
+}
+
+void tchan_detach(struct tchan *tc, struct link *l)
+{
+    tchan_discard_next_with(tc, l);
+    tchan_unqueue(tc, l);
+    request_forget(tc->flying, l);
+    LIST_REMOVE(l, of_tchan);
+    tchan_leave_store(tc, l->stream->task->o.store);
+    tchan_load(tc);
+    timer_set(&tc->tick_timer, 0); /* the minimum may have risen */
+}
+
+void tchan_keep(struct tchan *tc, struct store *store, const char *task_id)
+{
+    set_text(&tc->keep_task, task_id);
+    tc->keep_store = store;
+    tchan_load(tc);
+    tchan_kick(tc);
+}
+
+void tchan_keep_stop(struct tchan *tc, const char *task_id)
+{
+    if (!tc->keep_task || strcmp(tc->keep_task, task_id) != 0)
+        return;
+    set_text(&tc->keep_task, NULL);
+    tchan_leave_store(tc, tc->keep_store);
+    tc->keep_store = NULL;
 }

@@ -1,0 +1,800 @@
+#include "daemon/config.h"
+
+#include "base/err.h"
+#include "base/mem.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <limits.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <yaml.h>
+
+enum { MAX_FILE_BYTES = 1 << 20, MAX_PATH_CHARS = 200 };
+
+#define KIB INT64_C(1024)
+#define MIB (1024 * KIB)
+#define GIB (1024 * MIB)
+
+/* ---- the table */
+
+enum key_type {
+    KEY_TEXT,
+    KEY_SECRET,  /* text, never printed */
+    KEY_ADDRESS, /* host:port to listen on */
+    KEY_LIST,    /* of texts; a single text with commas is a list too */
+    KEY_INT,
+    KEY_MS,      /* milliseconds */
+    KEY_SECONDS, /* kept as milliseconds; 0: the default */
+    KEY_BYTES,   /* with KiB, MiB, GiB or without */
+    KEY_BOOL,
+    KEY_LOG_LEVEL,
+    KEY_TLS_VERSION,
+    KEY_REGISTRY_TYPE,
+    KEY_REFUSED, /* note says why; false and empty are let pass */
+    KEY_QUEUE,   /* address of a message queue that this build does not read: see check_queue() */
+    KEY_UNUSED,  /* known, of any type, without meaning here; note says why or what instead */
+};
+
+struct key {
+    const char *name;
+    enum key_type type;
+    size_t offset;
+    int64_t min, max;        /* of numbers, in the unit of the file */
+    const char *default_text; /* as in the file; NULL: none */
+    const char *note;
+    const char *newer; /* this is an old form of that key, which wins */
+};
+
+#define AT(member) .offset = offsetof(struct config, member)
+
+#define NOTE_STORE "tasks are kept in an SQLite file: see registry.path"
+#define NOTE_SIZES "queues are bounded in bytes: see limits.channelBytes and limits.taskBytes"
+#define NOTE_PACKER "positions are stored with each confirmed batch: see limits.batchBytes"
+#define NOTE_QUEUE "this build reads RocksMQ only: see sourceConfig.rocksmq.path"
+#define NOTE_REVERSE "deprecated in milvus-cdc too: replication goes one way, from this source to the tasks' targets"
+
+/* "limits.x" and "registry.x" are ours, the rest is of milvus-cdc (control-api.md section 6). */
+static const struct key keys[] = {
+    {"address", KEY_ADDRESS, AT(address), .default_text = "127.0.0.1:8444"},
+    {"maxTaskNum", KEY_INT, AT(max_task_num), 1, 10000, "100"},
+    {"maxNameLength", KEY_INT, AT(max_name_length), 1, 65535, "256"},
+    {"logLevel", KEY_LOG_LEVEL, AT(log_level), .default_text = "info"},
+    {"dryRun", KEY_REFUSED, .default_text = "false", .note = "dryRun is not implemented: remove it"},
+    {"replicateID", KEY_REFUSED, .default_text = "",
+     .note = "the data migration mode of Milvus 2.5 is not implemented: remove replicateID"},
+
+    {"registry.type", KEY_REGISTRY_TYPE, AT(registry_type), .default_text = "sqlite"},
+    {"registry.path", KEY_TEXT, AT(registry_path), .default_text = "./milvus-cdc.db"},
+
+    {"sourceConfig.etcd.address", KEY_LIST, AT(source_etcd.endpoints), .default_text = "127.0.0.1:2379"},
+    {"sourceConfig.etcd.rootPath", KEY_TEXT, AT(source_etcd.root_path), .default_text = "by-dev"},
+    {"sourceConfig.etcd.metaSubPath", KEY_TEXT, AT(source_etcd.meta_sub_path), .default_text = "meta"},
+    {"sourceConfig.etcd.enableAuth", KEY_BOOL, AT(source_etcd.enable_auth), .default_text = "false"},
+    {"sourceConfig.etcd.username", KEY_TEXT, AT(source_etcd.username)},
+    {"sourceConfig.etcd.password", KEY_SECRET, AT(source_etcd.password)},
+    {"sourceConfig.etcd.enableTLS", KEY_BOOL, AT(source_etcd.enable_tls), .default_text = "false"},
+    {"sourceConfig.etcd.tlsCertPath", KEY_TEXT, AT(source_etcd.tls_cert_path)},
+    {"sourceConfig.etcd.tlsKeyPath", KEY_TEXT, AT(source_etcd.tls_key_path)},
+    {"sourceConfig.etcd.tlsCACertPath", KEY_TEXT, AT(source_etcd.tls_ca_cert_path)},
+    {"sourceConfig.etcd.tlsMinVersion", KEY_TLS_VERSION, AT(source_etcd.tls_min_version)},
+    {"sourceConfig.etcdAddress", KEY_LIST, AT(source_etcd.endpoints), .newer = "sourceConfig.etcd.address"},
+    {"sourceConfig.etcdRootPath", KEY_TEXT, AT(source_etcd.root_path), .newer = "sourceConfig.etcd.rootPath"},
+    {"sourceConfig.etcdMetaSubPath", KEY_TEXT, AT(source_etcd.meta_sub_path),
+     .newer = "sourceConfig.etcd.metaSubPath"},
+
+    {"sourceConfig.rocksmq.path", KEY_TEXT, AT(rocksmq_path)},
+    {"sourceConfig.replicateChan", KEY_TEXT, AT(replicate_chan)},
+    {"sourceConfig.channelNum", KEY_INT, AT(source_channel_num), 0, 4096, "0"},
+    {"sourceConfig.timeTickInterval", KEY_MS, AT(time_tick_interval_ms), 10, 60000, "500"},
+    {"sourceConfig.defaultPartitionName", KEY_TEXT, AT(default_partition_name), .default_text = "_default"},
+
+    {"retry.initBackOff", KEY_SECONDS, AT(retry_initial_ms), 0, 3600, "1"},
+    {"retry.maxBackOff", KEY_SECONDS, AT(retry_max_ms), 0, 3600, "10"},
+
+    {"limits.batchBytes", KEY_BYTES, AT(batch_bytes), 64 * KIB, 256 * MIB, "4MiB"},
+    {"limits.channelBytes", KEY_BYTES, AT(channel_bytes), 64 * KIB, 1 * GIB, "8MiB"},
+    {"limits.taskBytes", KEY_BYTES, AT(task_bytes), 64 * KIB, 16 * GIB, "32MiB"},
+    {"limits.processBytes", KEY_BYTES, AT(process_bytes), 64 * KIB, 64 * GIB, "64MiB"},
+
+    {"sourceConfig.pulsar.address", KEY_QUEUE, .note = "Pulsar"},
+    {"sourceConfig.pulsar.webAddress", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.pulsar.webPort", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.pulsar.maxMessageSize", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.pulsar.tenant", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.pulsar.namespace", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.pulsar.authPlugin", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.pulsar.authParams", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.kafka.address", KEY_QUEUE, .note = "Kafka"},
+    {"sourceConfig.kafka.saslUsername", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.kafka.saslPassword", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.kafka.saslMechanisms", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.kafka.securityProtocol", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.kafka.producer", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.kafka.consumer", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.readChanLen", KEY_UNUSED, .note = NOTE_SIZES},
+    {"metaStoreConfig", KEY_UNUSED, .note = NOTE_STORE},
+    {"retry.retryTimes", KEY_UNUSED,
+     .note = "what may pass by itself is retried without an end, what needs a person pauses the task"},
+    {"detectDeadLock", KEY_UNUSED, .note = "one event loop, no locks that could wait for each other"},
+    {"packer", KEY_UNUSED, .note = NOTE_PACKER},
+    {"batchMode", KEY_UNUSED, .note = "messages are always sent in batches: see limits.batchBytes"},
+    {"enableReverse", KEY_UNUSED, .note = NOTE_REVERSE},
+    {"reverseMilvus", KEY_UNUSED, .note = NOTE_REVERSE},
+    {"currentMilvus", KEY_UNUSED, .note = NOTE_REVERSE},
+};
+
+enum { N_KEYS = sizeof(keys) / sizeof(*keys) };
+
+/* ---- one run */
+
+struct loader {
+    const char *file;
+    struct config *config;
+    struct err *err;
+    yaml_document_t *doc;
+    size_t lines[N_KEYS]; /* where a key stands, 0: not in the file */
+    bool given[N_KEYS];   /* with a value */
+};
+
+static size_t line_of(const yaml_node_t *n)
+{
+    return n->start_mark.line + 1;
+}
+
+#define fail(ld, code, line, name, fmt, ...)                                                      \
+    err_set((ld)->err, (code), ERRC_USER, "%s:%zu: %s: " fmt, (ld)->file, (size_t)(line),         \
+            (name)__VA_OPT__(, ) __VA_ARGS__)
+
+static void warn(const struct loader *ld, size_t line, const char *name, const char *why)
+{
+    log_warn("config", why, KS("key", name), KS("file", ld->file), KU("line", line));
+}
+
+static int find_key(const char *name)
+{
+    for (int i = 0; i < N_KEYS; i++) {
+        if (strcasecmp(keys[i].name, name) == 0)
+            return i;
+    }
+    return -1;
+}
+
+static bool is_section(const char *name)
+{
+    size_t len = strlen(name);
+
+    for (int i = 0; i < N_KEYS; i++) {
+        if (strncasecmp(keys[i].name, name, len) == 0 && keys[i].name[len] == '.')
+            return true;
+    }
+    return false;
+}
+
+static void *member(struct loader *ld, const struct key *k)
+{
+    return (char *)ld->config + k->offset;
+}
+
+/* ---- values: 0, or an error that says what is allowed */
+
+/* NULL for maps and lists. */
+static const char *scalar(const yaml_node_t *n)
+{
+    return n->type == YAML_SCALAR_NODE ? (const char *)n->data.scalar.value : NULL;
+}
+
+/* Null in YAML, or "" as the Go templates have it. */
+static bool is_empty(const yaml_node_t *n)
+{
+    const char *s = scalar(n);
+
+    if (!s)
+        return (n->type == YAML_SEQUENCE_NODE &&
+                n->data.sequence.items.start == n->data.sequence.items.top) ||
+               (n->type == YAML_MAPPING_NODE &&
+                n->data.mapping.pairs.start == n->data.mapping.pairs.top);
+    if (n->data.scalar.length == 0)
+        return true;
+    return n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE &&
+           (strcmp(s, "~") == 0 || strcasecmp(s, "null") == 0);
+}
+
+static void set_text(char **at, const char *s)
+{
+    free(*at);
+    *at = xstrdup(s);
+}
+
+static void free_texts(char **list)
+{
+    for (char **s = list; s && *s; s++)
+        free(*s);
+    free(list);
+}
+
+static bool parse_bool(const char *s, bool *ret)
+{
+    static const char *const words[] = {"false", "true", "no", "yes", "off", "on"};
+
+    for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++) {
+        if (strcasecmp(s, words[i]) == 0) {
+            *ret = i % 2;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Digits with a sign; *ret_end is what follows. */
+static bool parse_int(const char *s, int64_t *ret, const char **ret_end)
+{
+    char *end;
+    long long v;
+
+    if (!isdigit((unsigned char)s[*s == '-' || *s == '+']))
+        return false;
+    errno = 0;
+    v = strtoll(s, &end, 10);
+    if (errno)
+        return false;
+    *ret = v;
+    *ret_end = end;
+    return true;
+}
+
+static int set_int(struct loader *ld, const struct key *k, const char *s, size_t line)
+{
+    const char *unit = k->type == KEY_MS ? " ms" : k->type == KEY_SECONDS ? " s" : "";
+    const char *end;
+    int64_t v;
+
+    if (!parse_int(s, &v, &end) || *end || v < k->min || v > k->max)
+        return fail(ld, ERR_INVALID, line, k->name,
+                    "\"%.100s\" is not a whole number from %" PRId64 " to %" PRId64 "%s", s, k->min,
+                    k->max, unit);
+    if (k->type != KEY_SECONDS)
+        *(int64_t *)member(ld, k) = v;
+    else if (v)
+        *(uint64_t *)member(ld, k) = (uint64_t)v * 1000;
+    return 0;
+}
+
+static bool parse_bytes(const char *s, int64_t *ret)
+{
+    static const struct {
+        const char *suffix;
+        int64_t factor;
+    } units[] = {{"", 1}, {"B", 1}, {"KiB", KIB}, {"MiB", MIB}, {"GiB", GIB}};
+    const char *end;
+    int64_t v;
+
+    if (!parse_int(s, &v, &end))
+        return false;
+    end += strspn(end, " ");
+    for (size_t i = 0; i < sizeof(units) / sizeof(*units); i++) {
+        if (strcasecmp(end, units[i].suffix) == 0)
+            return !__builtin_mul_overflow(v, units[i].factor, ret);
+    }
+    return false;
+}
+
+static int set_bytes(struct loader *ld, const struct key *k, const char *s, size_t line)
+{
+    int64_t v;
+
+    if (!parse_bytes(s, &v) || v < k->min || v > k->max)
+        return fail(ld, ERR_INVALID, line, k->name,
+                    "\"%.100s\" is not a size from %" PRId64 "KiB to %" PRId64
+                    "MiB (a whole number of bytes, or with KiB, MiB, GiB)",
+                    s, k->min / KIB, k->max / MIB);
+    *(uint64_t *)member(ld, k) = (uint64_t)v;
+    return 0;
+}
+
+static int set_bool(struct loader *ld, const struct key *k, const char *s, size_t line)
+{
+    if (!parse_bool(s, member(ld, k)))
+        return fail(ld, ERR_INVALID, line, k->name, "\"%.100s\" is not true or false", s);
+    return 0;
+}
+
+static int set_log_level(struct loader *ld, const struct key *k, const char *s, size_t line)
+{
+    if (!log_level_parse(s, member(ld, k)))
+        return fail(ld, ERR_INVALID, line, k->name, "\"%.100s\" is not one of debug, info, warn, error",
+                    s);
+    return 0;
+}
+
+static int set_tls_version(struct loader *ld, const struct key *k, const char *s, size_t line)
+{
+    if (strlen(s) != 3 || strncmp(s, "1.", 2) != 0 || s[2] < '0' || s[2] > '3')
+        return fail(ld, ERR_INVALID, line, k->name, "\"%.100s\" is not one of 1.0, 1.1, 1.2, 1.3", s);
+    *(int *)member(ld, k) = 10 + (s[2] - '0');
+    return 0;
+}
+
+static int set_registry_type(struct loader *ld, const struct key *k, const char *s, size_t line)
+{
+    if (strcasecmp(s, "sqlite") != 0)
+        return fail(ld, ERR_INVALID, line, k->name, "\"%.100s\" is not known: this build has sqlite only",
+                    s);
+    set_text(member(ld, k), "sqlite");
+    return 0;
+}
+
+/* host:port, [v6]:port or :port */
+static bool address_ok(const char *s)
+{
+    const char *colon = strrchr(s, ':');
+    const char *end;
+    int64_t port;
+
+    if (!colon || !isdigit((unsigned char)colon[1]) || !parse_int(colon + 1, &port, &end) || *end ||
+        port > 65535 || strpbrk(s, " /"))
+        return false;
+    if (*s == '[')
+        return colon - s > 2 && colon[-1] == ']';
+    return memchr(s, ':', (size_t)(colon - s)) == NULL;
+}
+
+static int set_address(struct loader *ld, const struct key *k, const char *s, size_t line)
+{
+    char **at = member(ld, k);
+
+    if (!address_ok(s))
+        return fail(ld, ERR_INVALID, line, k->name,
+                    "\"%.100s\" is not host:port, such as 0.0.0.0:8444 or [::1]:8444 (port 0 to 65535)", s);
+    free(*at);
+    *at = *s == ':' ? xasprintf("0.0.0.0%s", s) : xstrdup(s);
+    return 0;
+}
+
+/* Appends the texts of s, separated by commas. */
+static int add_items(struct loader *ld, const struct key *k, const char *s, size_t line, char ***list,
+                     size_t *n)
+{
+    for (;;) {
+        size_t len;
+
+        s += strspn(s, " \t");
+        len = strcspn(s, ",");
+        while (len && isspace((unsigned char)s[len - 1]))
+            len--;
+        if (len == 0)
+            return fail(ld, ERR_INVALID, line, k->name, "an address is empty: give host:port of each");
+        if (memchr(s, '@', len)) /* not printed: has a password in it */
+            return fail(ld, ERR_INVALID, line, k->name,
+                        "user and password do not belong in an address: set username and password");
+        *list = xrealloc(*list, (*n + 2) * sizeof(**list));
+        (*list)[(*n)++] = xstrndup(s, len);
+        (*list)[*n] = NULL;
+        s += strcspn(s, ",");
+        if (!*s++)
+            return 0;
+    }
+}
+
+static int set_list(struct loader *ld, const struct key *k, const yaml_node_t *n)
+{
+    char ***at = member(ld, k);
+    char **list = NULL;
+    size_t count = 0;
+    int rc = 0;
+
+    if (scalar(n))
+        rc = add_items(ld, k, scalar(n), line_of(n), &list, &count);
+    else if (n->type != YAML_SEQUENCE_NODE)
+        rc = fail(ld, ERR_INVALID, line_of(n), k->name, "must be a list of texts");
+    else
+        for (yaml_node_item_t *i = n->data.sequence.items.start; i < n->data.sequence.items.top && !rc;
+             i++) {
+            const yaml_node_t *item = yaml_document_get_node(ld->doc, *i);
+
+            if (scalar(item))
+                rc = add_items(ld, k, scalar(item), line_of(item), &list, &count);
+            else
+                rc = fail(ld, ERR_INVALID, line_of(item), k->name, "must be a list of texts");
+        }
+    if (rc) {
+        free_texts(list);
+        return rc;
+    }
+    free_texts(*at);
+    *at = list;
+    return 0;
+}
+
+static int refuse(struct loader *ld, const struct key *k, const char *s, size_t line)
+{
+    bool on;
+
+    if (parse_bool(s, &on) && !on)
+        return 0;
+    return fail(ld, ERR_UNSUPPORTED, line, k->name, "%s", k->note);
+}
+
+static int set_scalar(struct loader *ld, const struct key *k, const char *s, size_t line)
+{
+    switch (k->type) {
+    case KEY_TEXT:
+    case KEY_SECRET:
+        set_text(member(ld, k), s);
+        return 0;
+    case KEY_ADDRESS:
+        return set_address(ld, k, s, line);
+    case KEY_INT:
+    case KEY_MS:
+    case KEY_SECONDS:
+        return set_int(ld, k, s, line);
+    case KEY_BYTES:
+        return set_bytes(ld, k, s, line);
+    case KEY_BOOL:
+        return set_bool(ld, k, s, line);
+    case KEY_LOG_LEVEL:
+        return set_log_level(ld, k, s, line);
+    case KEY_TLS_VERSION:
+        return set_tls_version(ld, k, s, line);
+    case KEY_REGISTRY_TYPE:
+        return set_registry_type(ld, k, s, line);
+    case KEY_REFUSED:
+        return refuse(ld, k, s, line);
+    case KEY_LIST:
+    case KEY_QUEUE:
+    case KEY_UNUSED:
+        break;
+    }
+    abort();
+}
+
+/* ---- keys */
+
+/* Marks the key as read. ERR_INVALID: it was there before, in another spelling maybe. */
+static int note_line(struct loader *ld, int i, size_t line)
+{
+    if (ld->lines[i])
+        return fail(ld, ERR_INVALID, line, keys[i].name, "is given twice, first in line %zu",
+                    ld->lines[i]);
+    ld->lines[i] = line;
+    return 0;
+}
+
+static int set_value(struct loader *ld, const struct key *k, const yaml_node_t *n)
+{
+    if (k->type == KEY_LIST)
+        return set_list(ld, k, n);
+    if (!scalar(n))
+        return fail(ld, ERR_INVALID, line_of(n), k->name, "must be a single value, not a %s",
+                    n->type == YAML_SEQUENCE_NODE ? "list" : "section");
+    return set_scalar(ld, k, scalar(n), line_of(n));
+}
+
+static int take_key(struct loader *ld, int i, size_t line, const yaml_node_t *n)
+{
+    const struct key *k = &keys[i];
+
+    if (note_line(ld, i, line))
+        return ERR_INVALID;
+    if (is_empty(n))
+        return 0;
+    ld->given[i] = true;
+    if (k->type == KEY_UNUSED) {
+        char *why = xasprintf("%s is not used: %s", k->name, k->note);
+
+        warn(ld, line, k->name, why);
+        free(why);
+        return 0;
+    }
+    if (k->type == KEY_QUEUE)
+        return 0;
+    if (k->newer) {
+        int newer = find_key(k->newer);
+
+        if (ld->given[newer]) {
+            warn(ld, line, k->name, "old form of a key that is given too: not used");
+            return 0;
+        }
+    }
+    return set_value(ld, k, n);
+}
+
+static int take_map(struct loader *ld, const char *prefix, const yaml_node_t *map, bool old_forms);
+
+static int take_section(struct loader *ld, const char *name, size_t line, const yaml_node_t *n,
+                        bool old_forms)
+{
+    if (n->type != YAML_MAPPING_NODE && !is_empty(n))
+        return fail(ld, ERR_INVALID, line, name, "must be a section (keys below it), not a value");
+    return n->type == YAML_MAPPING_NODE ? take_map(ld, name, n, old_forms) : 0;
+}
+
+/* The same key of a map twice: YAML forbids it, but libyaml does not look. */
+static int check_duplicate(struct loader *ld, const yaml_node_t *map, const yaml_node_pair_t *pair,
+                           const char *name)
+{
+    const yaml_node_t *key = yaml_document_get_node(ld->doc, pair->key);
+
+    for (const yaml_node_pair_t *p = map->data.mapping.pairs.start; p < pair; p++) {
+        const yaml_node_t *other = yaml_document_get_node(ld->doc, p->key);
+
+        if (scalar(other) && strcasecmp(scalar(other), scalar(key)) == 0)
+            return fail(ld, ERR_INVALID, line_of(key), name, "is given twice, first in line %zu",
+                        line_of(other));
+    }
+    return 0;
+}
+
+static int take_pair(struct loader *ld, const char *prefix, const yaml_node_t *map,
+                     const yaml_node_pair_t *pair, bool old_forms)
+{
+    const yaml_node_t *key = yaml_document_get_node(ld->doc, pair->key);
+    const yaml_node_t *value = yaml_document_get_node(ld->doc, pair->value);
+    char name[MAX_PATH_CHARS];
+    int i;
+
+    if (!scalar(key))
+        return fail(ld, ERR_INVALID, line_of(key), *prefix ? prefix : "top level", "a key must be text");
+    snprintf(name, sizeof(name), "%s%s%s", prefix, *prefix ? "." : "", scalar(key));
+    if (strcmp(scalar(key), "<<") == 0)
+        return fail(ld, ERR_UNSUPPORTED, line_of(key), name, "merging of sections is not supported");
+    i = find_key(name);
+    if (i < 0 && is_section(name))
+        return check_duplicate(ld, map, pair, name)
+                   ? ERR_INVALID
+                   : take_section(ld, name, line_of(key), value, old_forms);
+    if (i >= 0)
+        return old_forms == (keys[i].newer != NULL) ? take_key(ld, i, line_of(key), value) : 0;
+    if (!old_forms)
+        warn(ld, line_of(key), name, "unknown key: not used");
+    return 0;
+}
+
+static int take_map(struct loader *ld, const char *prefix, const yaml_node_t *map, bool old_forms)
+{
+    int rc = 0;
+
+    for (yaml_node_pair_t *p = map->data.mapping.pairs.start; p < map->data.mapping.pairs.top && !rc; p++)
+        rc = take_pair(ld, prefix, map, p, old_forms);
+    return rc;
+}
+
+/* ---- checks of the whole */
+
+static bool is_given(const struct loader *ld, const char *name)
+{
+    return ld->given[find_key(name)];
+}
+
+static size_t line_of_key(const struct loader *ld, const char *name)
+{
+    return ld->lines[find_key(name)];
+}
+
+/* A key that is not in the file has no line. */
+static int missing(struct loader *ld, const char *name, const char *text)
+{
+    return err_set(ld->err, ERR_INVALID, ERRC_USER, "%s: %s: %s", ld->file, name, text);
+}
+
+static int check_queue(struct loader *ld)
+{
+    for (int i = 0; i < N_KEYS; i++) {
+        if (keys[i].type != KEY_QUEUE || !ld->given[i])
+            continue;
+        if (ld->config->rocksmq_path)
+            return fail(ld, ERR_UNSUPPORTED, ld->lines[i], keys[i].name,
+                        "given together with sourceConfig.rocksmq.path (line %zu): a source has one message "
+                        "queue and this build reads RocksMQ only: remove %s",
+                        line_of_key(ld, "sourceConfig.rocksmq.path"), keys[i].name);
+        return fail(ld, ERR_UNSUPPORTED, ld->lines[i], keys[i].name,
+                    "this build reads RocksMQ only, not %s: remove %s and set sourceConfig.rocksmq.path to the "
+                    "source's rocksmq.path",
+                    keys[i].note, keys[i].name);
+    }
+    if (!ld->config->rocksmq_path)
+        log_warn("config", "no message queue is given: nothing can be replicated",
+                 KS("key", "sourceConfig.rocksmq.path"), KS("file", ld->file));
+    return 0;
+}
+
+static int check_etcd(struct loader *ld)
+{
+    const struct config_etcd *e = &ld->config->source_etcd;
+
+    if (e->enable_auth && (!e->username || !e->password))
+        return fail(ld, ERR_INVALID, line_of_key(ld, "sourceConfig.etcd.enableAuth"),
+                    "sourceConfig.etcd.enableAuth", "is true, so username and password must be given");
+    if (e->enable_tls && !e->tls_cert_path != !e->tls_key_path)
+        return fail(ld, ERR_INVALID, line_of_key(ld, "sourceConfig.etcd.enableTLS"),
+                    "sourceConfig.etcd.enableTLS",
+                    "is true, so tlsCertPath and tlsKeyPath must be given both or not at all");
+    return 0;
+}
+
+/* Of two limits the smaller one comes first. */
+static int check_order(struct loader *ld, const char *small, uint64_t a, const char *great, uint64_t b)
+{
+    const char *name = is_given(ld, small) ? small : great;
+
+    if (a <= b)
+        return 0;
+    return fail(ld, ERR_INVALID, line_of_key(ld, name), name,
+                "%s (%" PRIu64 ") must not be greater than %s (%" PRIu64 ")", small, a, great, b);
+}
+
+static int check_limits(struct loader *ld)
+{
+    const struct config *c = ld->config;
+
+    if (check_order(ld, "retry.initBackOff", c->retry_initial_ms / 1000, "retry.maxBackOff",
+                    c->retry_max_ms / 1000) ||
+        check_order(ld, "limits.batchBytes", c->batch_bytes, "limits.channelBytes", c->channel_bytes) ||
+        check_order(ld, "limits.channelBytes", c->channel_bytes, "limits.taskBytes", c->task_bytes) ||
+        check_order(ld, "limits.taskBytes", c->task_bytes, "limits.processBytes", c->process_bytes))
+        return ERR_INVALID;
+    return 0;
+}
+
+static int check_all(struct loader *ld)
+{
+    int rc = check_queue(ld);
+
+    if (!rc)
+        rc = check_etcd(ld);
+    if (!rc)
+        rc = check_limits(ld);
+    if (!rc && !ld->config->replicate_chan)
+        rc = missing(ld, "sourceConfig.replicateChan",
+                     "is required: the replicate channel of the source, <cluster prefix>-replicate-msg, such as "
+                     "by-dev-replicate-msg (msgChannel.chanNamePrefix.cluster of its milvus.yaml)");
+    return rc;
+}
+
+/* ---- the file */
+
+static void set_defaults(struct loader *ld)
+{
+    static const yaml_node_t proto = {.type = YAML_SCALAR_NODE};
+
+    for (int i = 0; i < N_KEYS; i++) {
+        yaml_node_t n = proto;
+        int rc;
+
+        if (!keys[i].default_text || keys[i].type == KEY_REFUSED)
+            continue;
+        n.data.scalar.value = (yaml_char_t *)keys[i].default_text;
+        n.data.scalar.length = strlen(keys[i].default_text);
+        rc = set_value(ld, &keys[i], &n);
+        if (rc) /* a bug of the table */
+            abort();
+    }
+}
+
+static int yaml_error(struct loader *ld, const yaml_parser_t *p)
+{
+    if (p->error == YAML_MEMORY_ERROR)
+        return err_set(ld->err, ERR_LIMIT, ERRC_USER, "%s: not enough memory", ld->file);
+    if (p->error == YAML_READER_ERROR)
+        return err_set(ld->err, ERR_PROTO, ERRC_USER, "%s: not text: %s at byte %zu", ld->file, p->problem,
+                       p->problem_offset);
+    return err_set(ld->err, ERR_PROTO, ERRC_USER, "%s:%zu: not YAML: %s%s%s", ld->file,
+                   p->problem_mark.line + 1, p->problem, p->context ? " " : "",
+                   p->context ? p->context : "");
+}
+
+static int take_document(struct loader *ld)
+{
+    const yaml_node_t *root = yaml_document_get_root_node(ld->doc);
+    int rc = 0;
+
+    if (root && root->type != YAML_MAPPING_NODE && !is_empty(root))
+        return fail(ld, ERR_INVALID, line_of(root), "top level", "must be keys and values");
+    /* Twice: an old form counts only where the new one is not given, whatever comes first. */
+    if (root && root->type == YAML_MAPPING_NODE) {
+        rc = take_map(ld, "", root, false);
+        if (!rc)
+            rc = take_map(ld, "", root, true);
+    }
+    return rc ? rc : check_all(ld);
+}
+
+/* A second document would be lost. */
+static int check_single(struct loader *ld, yaml_parser_t *p)
+{
+    yaml_document_t next;
+    const yaml_node_t *root;
+    int rc = 0;
+
+    if (!yaml_parser_load(p, &next))
+        return yaml_error(ld, p);
+    root = yaml_document_get_root_node(&next);
+    if (root)
+        rc = fail(ld, ERR_INVALID, line_of(root), "top level", "a second document is not allowed");
+    yaml_document_delete(&next);
+    return rc;
+}
+
+static int parse(struct loader *ld, FILE *f)
+{
+    yaml_document_t doc;
+    yaml_parser_t p;
+    int rc;
+
+    if (!yaml_parser_initialize(&p))
+        return err_set(ld->err, ERR_LIMIT, ERRC_USER, "%s: not enough memory", ld->file);
+    yaml_parser_set_input_file(&p, f);
+    if (!yaml_parser_load(&p, &doc)) {
+        rc = yaml_error(ld, &p);
+    } else {
+        bool empty = !yaml_document_get_root_node(&doc);
+
+        ld->doc = &doc;
+        rc = take_document(ld);
+        if (!rc && !empty)
+            rc = check_single(ld, &p);
+        yaml_document_delete(&doc);
+    }
+    yaml_parser_delete(&p);
+    return rc;
+}
+
+static int open_file(struct loader *ld, FILE **ret)
+{
+    FILE *f = fopen(ld->file, "re");
+    struct stat st;
+    int rc = 0;
+
+    if (!f || fstat(fileno(f), &st) < 0)
+        rc = err_set(ld->err, ERR_IO, ERRC_USER, "%s: cannot be read: %s", ld->file, strerror(errno));
+    else if (!S_ISREG(st.st_mode))
+        rc = err_set(ld->err, ERR_IO, ERRC_USER, "%s: cannot be read: not a regular file", ld->file);
+    else if (st.st_size > MAX_FILE_BYTES)
+        rc = err_set(ld->err, ERR_IO, ERRC_USER, "%s: is larger than %d bytes", ld->file, MAX_FILE_BYTES);
+    if (rc == 0)
+        *ret = f;
+    else if (f)
+        fclose(f);
+    return rc;
+}
+
+struct config *config_load(const char *path, struct err *err)
+{
+    struct loader ld = {.file = path, .err = err};
+    FILE *f = NULL;
+
+    if (open_file(&ld, &f))
+        return NULL;
+    ld.config = xcalloc(1, sizeof(*ld.config));
+    set_defaults(&ld);
+    if (parse(&ld, f)) {
+        config_free(ld.config);
+        ld.config = NULL;
+    }
+    fclose(f);
+    return ld.config;
+}
+
+/* Keys with an old form share a member: each is freed by its new one. */
+void config_free(struct config *c)
+{
+    if (!c)
+        return;
+    for (const struct key *k = keys; k < keys + N_KEYS; k++) {
+        void *at = (char *)c + k->offset;
+
+        if (k->newer)
+            continue;
+        if (k->type == KEY_SECRET && *(char **)at)
+            explicit_bzero(*(char **)at, strlen(*(char **)at));
+        if (k->type == KEY_LIST)
+            free_texts(*(char ***)at);
+        else if (k->type == KEY_TEXT || k->type == KEY_SECRET || k->type == KEY_ADDRESS ||
+                 k->type == KEY_REGISTRY_TYPE)
+            free(*(char **)at);
+    }
+    free(c);
+}

@@ -1,0 +1,259 @@
+/*
+ * main.c - start, signals, stop.
+ */
+#include <event2/event.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "api/server.h"
+#include "base/err.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/metric.h"
+#include "daemon/config.h"
+#include "loop/loop.h"
+#include "milvus/catalog.h"
+#include "milvus/etcd.h"
+#include "registry/registry.h"
+#include "task/manager.h"
+#include "wal/rocksmq.h"
+
+#ifndef MILVUS_CDC_VERSION
+#define MILVUS_CDC_VERSION "unknown"
+#endif
+
+struct daemon {
+    struct loop *loop;
+    struct config *config;
+    struct registry *registry;
+    struct etcd_client *etcd;
+    struct catalog *catalog;
+    struct wal_port *wal;
+    char *wal_dir; /* info log of the secondary RocksDB instance */
+    struct manager *manager;
+    struct api_server *api;
+    struct event *sigterm, *sigint;
+    char id[128];
+    int exit_code;
+    bool stopping;
+};
+
+static const char usage[] =
+    "usage: milvus-cdc [--config FILE] [--check-config] [--version] [--help]\n"
+    "\n"
+    "Captures the changes of one Milvus and applies them to standby Milvus servers in real time.\n"
+    "Tasks are made and controlled with POST /cdc (default address 127.0.0.1:8444).\n"
+    "\n"
+    "  --config FILE    configuration, default ./configs/cdc.yaml, else /etc/milvus-cdc/cdc.yaml\n"
+    "  --check-config   reads the configuration, says what is wrong with it, and exits\n"
+    "  --version        prints the version\n"
+    "  --help           prints this text\n"
+    "\n"
+    "Source:  Milvus 2.3 to 2.5 with RocksMQ (a default standalone server) on this machine's file system;\n"
+    "         metadata from its etcd.\n"
+    "Target:  a standby Milvus (common.ttMsgEnabled: false).\n"
+    "Signals: SIGTERM and SIGINT stop reading, let the writes in flight finish, store checkpoints; exit code 0.\n"
+    "Logs:    standard error, logfmt.\n"
+    "HTTP:    POST /cdc, GET /healthz, GET /readyz, GET /cdc/metrics\n";
+
+/* ---- stop ---------------------------------------------------------------------------------------- */
+
+static void on_stopped(void *arg)
+{
+    struct daemon *d = arg;
+
+    loop_stop(d->loop);
+}
+
+static void on_signal(evutil_socket_t sig, short what, void *arg)
+{
+    struct daemon *d = arg;
+
+    (void)what;
+    if (d->stopping)
+        return;
+    d->stopping = true;
+    log_info("daemon", "stopping", KS("signal", strsignal((int)sig)));
+    api_stop(d->api);
+    d->api = NULL;
+    manager_stop(d->manager, on_stopped, d);
+}
+
+static void release(struct daemon *d)
+{
+    api_stop(d->api);
+    manager_free(d->manager);
+    if (d->wal)
+        rocksmq_close(d->wal);
+    if (d->catalog)
+        catalog_close(d->catalog);
+    if (d->etcd)
+        etcd_close(d->etcd);
+    if (d->registry)
+        d->registry->ops->close(d->registry);
+    if (d->sigterm)
+        event_free(d->sigterm);
+    if (d->sigint)
+        event_free(d->sigint);
+    loop_free(d->loop);
+    config_free(d->config);
+    free(d->wal_dir);
+    metric_clear();
+}
+
+/* ---- start --------------------------------------------------------------------------------------- */
+
+static int open_etcd(struct daemon *d, struct err *err)
+{
+    const struct config_etcd *e = &d->config->source_etcd;
+    struct etcd_options o = {.endpoints = (const char *const *)e->endpoints,
+                             .username = e->enable_auth ? e->username : NULL,
+                             .password = e->enable_auth ? e->password : NULL,
+                             .tls = e->enable_tls,
+                             .ca_path = e->tls_ca_cert_path,
+                             .cert_path = e->tls_cert_path,
+                             .key_path = e->tls_key_path,
+                             .tls_min_version = e->tls_min_version};
+
+    d->etcd = etcd_open(d->loop, &o, err);
+    if (!d->etcd)
+        return err_wrap(err, "sourceConfig.etcd");
+    d->catalog = catalog_open(d->loop, d->etcd, e->root_path, e->meta_sub_path);
+    return 0;
+}
+
+static int open_wal(struct daemon *d, struct err *err)
+{
+    if (!d->config->rocksmq_path)
+        return err_set(err, ERR_INVALID, ERRC_USER,
+                       "sourceConfig.rocksmq.path is not set: it is the folder of the source's rocksmq (rocksmq.path in its "
+                       "milvus.yaml, by default <data dir>/rdb_data or <data dir>/data/rocksmq)");
+    d->wal_dir = xasprintf("%s.rocksmq", d->config->registry_path);
+    (void)mkdir(d->wal_dir, 0700); /* what is wrong with it shows when it is used */
+    d->wal = rocksmq_open(d->loop, d->config->rocksmq_path, d->wal_dir);
+    return 0;
+}
+
+static void on_ready(void *arg, const struct err *err)
+{
+    struct daemon *d = arg;
+
+    if (!err)
+        return;
+    log_error("daemon", "the tasks cannot be read", KS("error", err->text));
+    d->exit_code = 1;
+    loop_stop(d->loop);
+}
+
+static int start(struct daemon *d, struct err *err)
+{
+    char host[64] = "";
+
+    (void)gethostname(host, sizeof(host) - 1); /* a name to tell daemons apart; empty is fine */
+    snprintf(d->id, sizeof(d->id), "%s:%s", host, d->config->address);
+    d->registry = registry_sqlite_open(d->loop, d->config->registry_path, err);
+    if (!d->registry)
+        return err->code;
+    if (open_wal(d, err) || open_etcd(d, err))
+        return err->code;
+    d->manager = manager_new(&(struct manager_deps){.loop = d->loop,
+                                                    .config = d->config,
+                                                    .registry = d->registry,
+                                                    .catalog = d->catalog,
+                                                    .wal = d->wal,
+                                                    .daemon_id = d->id});
+    d->api = api_start(d->loop, d->config, d->manager, err);
+    if (!d->api)
+        return err->code;
+    manager_start(d->manager, on_ready, d);
+    return 0;
+}
+
+static void catch_signals(struct daemon *d)
+{
+    (void)signal(SIGPIPE, SIG_IGN);
+    d->sigterm = evsignal_new(loop_base(d->loop), SIGTERM, on_signal, d);
+    d->sigint = evsignal_new(loop_base(d->loop), SIGINT, on_signal, d);
+    event_add(d->sigterm, NULL);
+    event_add(d->sigint, NULL);
+}
+
+static int run(struct config *config)
+{
+    struct daemon d = {.config = config};
+    struct err err;
+
+    log_set_level(config->log_level);
+    d.loop = loop_new();
+    catch_signals(&d);
+    if (start(&d, &err)) {
+        log_error("daemon", "cannot start", KS("error", err.text));
+        d.exit_code = 1;
+    } else {
+        log_info("daemon", "started", KS("version", MILVUS_CDC_VERSION), KS("address", config->address),
+                 KI("port", api_port(d.api)), KI("pid", getpid()));
+        loop_run(d.loop);
+        log_info("daemon", "stopped");
+    }
+    release(&d);
+    return d.exit_code;
+}
+
+static const char *default_config(void)
+{
+    return access("configs/cdc.yaml", R_OK) == 0 ? "configs/cdc.yaml" : "/etc/milvus-cdc/cdc.yaml";
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {{"config", required_argument, NULL, 'c'},
+                                            {"check-config", no_argument, NULL, 'k'},
+                                            {"version", no_argument, NULL, 'v'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {0}};
+    const char *path = NULL;
+    bool check = false;
+    struct config *config;
+    struct err err;
+    int c;
+
+    while ((c = getopt_long(argc, argv, "c:h", options, NULL)) != -1) {
+        switch (c) {
+        case 'c':
+            path = optarg;
+            break;
+        case 'k':
+            check = true;
+            break;
+        case 'v':
+            puts("milvus-cdc " MILVUS_CDC_VERSION);
+            return 0;
+        case 'h':
+            fputs(usage, stdout);
+            return 0;
+        default:
+            fputs(usage, stderr);
+            return 2;
+        }
+    }
+    if (optind < argc) {
+        fprintf(stderr, "milvus-cdc: unexpected argument '%s'\n%s", argv[optind], usage);
+        return 2;
+    }
+    config = config_load(path ? path : default_config(), &err);
+    if (!config) {
+        fprintf(stderr, "milvus-cdc: %s\n", err.text);
+        return 1;
+    }
+    if (check) {
+        printf("the configuration is valid: %s\n", path ? path : default_config());
+        config_free(config);
+        return 0;
+    }
+    return run(config);
+}

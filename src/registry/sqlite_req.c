@@ -1,0 +1,515 @@
+/* What each request does to the database. Runs in the helper thread. */
+#include "registry/sqlite_priv.h"
+
+#include "base/clock.h"
+#include "base/mem.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- life of a request */
+
+struct req *req_new(enum req_kind kind)
+{
+    struct req *q = xcalloc(1, sizeof(*q));
+
+    q->kind = kind;
+    STAILQ_INIT(&q->changes);
+    return q;
+}
+
+static void task_release(struct reg_task *t)
+{
+    free(t->id);
+    free(t->spec_json);
+    free(t->target_key);
+    free(t->reason);
+    free(t->owner);
+}
+
+static void ckpt_release(struct repl_ckpt *c)
+{
+    free(c->src_channel);
+    free(c->dst_channel);
+    free(c->target_pos);
+}
+
+static void drop_result(struct req *q)
+{
+    for (size_t i = 0; i < q->n_tasks; i++)
+        task_release(&q->tasks[i]);
+    for (size_t i = 0; i < q->n_ckpts; i++)
+        ckpt_release(&q->ckpts[i]);
+    for (size_t i = 0; i < q->n_colls; i++)
+        free(q->colls[i].json);
+    xfree(&q->tasks);
+    xfree(&q->ckpts);
+    xfree(&q->colls);
+    q->n_tasks = q->n_ckpts = q->n_colls = 0;
+    q->number = 0;
+    q->err = (struct err){0};
+}
+
+void change_free(struct change *c)
+{
+    ckpt_release(&c->ckpt);
+    free(c->coll.json);
+    free(c->target);
+    free(c);
+}
+
+void req_free(struct req *q)
+{
+    struct change *c;
+
+    if (!q)
+        return;
+    while ((c = STAILQ_FIRST(&q->changes))) {
+        STAILQ_REMOVE_HEAD(&q->changes, next);
+        change_free(c);
+    }
+    drop_result(q);
+    task_release(&q->task);
+    free(q->target);
+    free(q->channel);
+    free(q);
+}
+
+bool req_writes(const struct req *q)
+{
+    return q->kind != REQ_LIST && q->kind != REQ_LOAD && q->kind != REQ_LOAD_TICK;
+}
+
+/* ---- statements: 0 or an SQLite code */
+
+/* Nothing is copied: the texts outlive the statement's run, so a bind cannot fail. */
+static void bind_text(sqlite3_stmt *s, int i, const char *text)
+{
+    (void)sqlite3_bind_text(s, i, text, -1, SQLITE_STATIC);
+}
+
+static void bind_u64(sqlite3_stmt *s, int i, uint64_t v)
+{
+    (void)sqlite3_bind_int64(s, i, (sqlite3_int64)v);
+}
+
+static void bind_i64(sqlite3_stmt *s, int i, int64_t v)
+{
+    (void)sqlite3_bind_int64(s, i, v);
+}
+
+static uint64_t column_u64(sqlite3_stmt *s, int i)
+{
+    return (uint64_t)sqlite3_column_int64(s, i);
+}
+
+static char *column_dup(sqlite3_stmt *s, int i)
+{
+    return xstrdup((const char *)sqlite3_column_text(s, i));
+}
+
+static int finish(sqlite3_stmt *s, int rc)
+{
+    sqlite3_reset(s); /* tells the step's error again */
+    sqlite3_clear_bindings(s);
+    return rc == SQLITE_DONE || rc == SQLITE_ROW ? 0 : rc;
+}
+
+static int run(struct regdb *db, enum regdb_stmt id)
+{
+    return finish(db->stmts[id], sqlite3_step(db->stmts[id]));
+}
+
+static int no_task(struct req *q)
+{
+    err_set(&q->err, ERR_NOT_FOUND, ERRC_USER, "task %s is not in the registry", q->task.id);
+    return 0;
+}
+
+/* Stores owner (if asked for, caller frees) and epoch. *ret_found false: there is no such task. */
+static int get_lease(struct regdb *db, const char *id, bool *ret_found, char **ret_owner,
+                     uint64_t *ret_epoch)
+{
+    sqlite3_stmt *s = db->stmts[STMT_TASK_LEASE];
+    int rc;
+
+    bind_text(s, 1, id);
+    rc = sqlite3_step(s);
+    *ret_found = rc == SQLITE_ROW;
+    if (*ret_found) {
+        *ret_epoch = column_u64(s, 1);
+        if (ret_owner)
+            *ret_owner = column_dup(s, 0);
+    }
+    return finish(s, rc);
+}
+
+/* ---- tasks */
+
+static void add_task(struct req *q, sqlite3_stmt *s)
+{
+    q->tasks = xrealloc(q->tasks, (q->n_tasks + 1) * sizeof(*q->tasks));
+    q->tasks[q->n_tasks++] = (struct reg_task){
+        .id = column_dup(s, 0),
+        .spec_json = column_dup(s, 1),
+        .target_key = column_dup(s, 2),
+        .state = (enum task_state)sqlite3_column_int(s, 3),
+        .reason = column_dup(s, 4),
+        .owner = column_dup(s, 5),
+        .epoch = column_u64(s, 6),
+        .lease_until_ms = sqlite3_column_int64(s, 7),
+        .created_ms = sqlite3_column_int64(s, 8),
+        .updated_ms = sqlite3_column_int64(s, 9),
+    };
+}
+
+static int do_list(struct regdb *db, struct req *q)
+{
+    sqlite3_stmt *s = db->stmts[STMT_TASK_LIST];
+    int rc;
+
+    while ((rc = sqlite3_step(s)) == SQLITE_ROW)
+        add_task(q, s);
+    return finish(s, rc);
+}
+
+static int do_create(struct regdb *db, struct req *q)
+{
+    sqlite3_stmt *s = db->stmts[STMT_TASK_INSERT];
+    const struct reg_task *t = &q->task;
+    int64_t now = (int64_t)clock_wall_ms();
+    int rc;
+
+    bind_text(s, 1, t->id);
+    bind_text(s, 2, t->spec_json);
+    bind_text(s, 3, t->target_key);
+    bind_i64(s, 4, t->state);
+    bind_text(s, 5, t->reason);
+    bind_text(s, 6, t->owner);
+    bind_u64(s, 7, t->epoch);
+    bind_i64(s, 8, t->lease_until_ms);
+    bind_i64(s, 9, t->created_ms ? t->created_ms : now);
+    bind_i64(s, 10, t->updated_ms ? t->updated_ms : now);
+    rc = run(db, STMT_TASK_INSERT);
+    if (rc == 0 && sqlite3_changes(db->h) == 0)
+        err_set(&q->err, ERR_EXISTS, ERRC_USER, "task %s exists already", t->id);
+    return rc;
+}
+
+static int do_set_state(struct regdb *db, struct req *q)
+{
+    sqlite3_stmt *s = db->stmts[STMT_TASK_STATE];
+    uint64_t epoch;
+    bool found;
+    int rc = get_lease(db, q->task.id, &found, NULL, &epoch);
+
+    if (rc)
+        return rc;
+    if (!found)
+        return no_task(q);
+    if (q->task.epoch && q->task.epoch != epoch) {
+        err_set(&q->err, ERR_STALE, ERRC_USER,
+                "task %s: epoch is %" PRIu64 " and not %" PRIu64 ": somebody else took the task",
+                q->task.id, epoch, q->task.epoch);
+        return 0;
+    }
+    bind_text(s, 1, q->task.id);
+    bind_i64(s, 2, q->task.state);
+    bind_text(s, 3, q->task.reason);
+    bind_i64(s, 4, (int64_t)clock_wall_ms());
+    return run(db, STMT_TASK_STATE);
+}
+
+static int do_remove(struct regdb *db, struct req *q)
+{
+    int rc;
+
+    bind_text(db->stmts[STMT_TASK_DELETE], 1, q->task.id);
+    rc = run(db, STMT_TASK_DELETE);
+    if (rc == 0 && sqlite3_changes(db->h) == 0)
+        return no_task(q);
+    return rc;
+}
+
+static int do_claim(struct regdb *db, struct req *q)
+{
+    sqlite3_stmt *s = db->stmts[STMT_TASK_CLAIM];
+    uint64_t epoch;
+    bool found;
+    int rc = get_lease(db, q->task.id, &found, NULL, &epoch);
+
+    if (rc)
+        return rc;
+    if (!found)
+        return no_task(q);
+    q->number = epoch + 1;
+    bind_text(s, 1, q->task.id);
+    bind_text(s, 2, q->task.owner);
+    bind_u64(s, 3, q->number);
+    return run(db, STMT_TASK_CLAIM);
+}
+
+/* ---- the store of a task */
+
+static int put_ckpt(struct regdb *db, const struct req *q, const struct repl_ckpt *c)
+{
+    sqlite3_stmt *s = db->stmts[STMT_CKPT_PUT];
+    const uint64_t numbers[] = {
+        c->start.major, c->start.minor, c->start_tt, c->done.major, c->done.minor, c->done_tt, c->sent.major,
+        c->sent.minor,  c->sent_tt,     c->retimed_tt, c->op.major, c->op.minor,   c->op_tt,
+    };
+
+    bind_text(s, 1, c->src_channel);
+    bind_text(s, 2, c->dst_channel);
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
+        bind_u64(s, (int)i + 3, numbers[i]);
+    bind_text(s, 16, c->target_pos); /* NULL binds as NULL */
+    bind_text(s, 17, q->task.id);
+    return run(db, STMT_CKPT_PUT);
+}
+
+static int del_ckpt(struct regdb *db, const struct req *q, const struct repl_ckpt *c)
+{
+    sqlite3_stmt *s = db->stmts[STMT_CKPT_DELETE];
+
+    bind_text(s, 1, q->task.id);
+    bind_text(s, 2, c->src_channel);
+    bind_text(s, 3, c->dst_channel);
+    return run(db, STMT_CKPT_DELETE);
+}
+
+static int put_coll(struct regdb *db, const struct req *q, const struct repl_collection_rec *c)
+{
+    sqlite3_stmt *s = db->stmts[STMT_COLL_PUT];
+
+    bind_text(s, 1, q->task.id);
+    bind_i64(s, 2, c->id);
+    bind_text(s, 3, c->json);
+    return run(db, STMT_COLL_PUT);
+}
+
+static int del_coll(struct regdb *db, const struct req *q, int64_t id)
+{
+    sqlite3_stmt *s = db->stmts[STMT_COLL_DELETE];
+
+    bind_text(s, 1, q->task.id);
+    bind_i64(s, 2, id);
+    return run(db, STMT_COLL_DELETE);
+}
+
+static int raise_tick(struct regdb *db, const struct change *c)
+{
+    sqlite3_stmt *s = db->stmts[STMT_TICK_RAISE];
+
+    bind_text(s, 1, c->target);
+    bind_text(s, 2, c->ckpt.dst_channel);
+    bind_u64(s, 3, c->tt);
+    return run(db, STMT_TICK_RAISE);
+}
+
+static int apply(struct regdb *db, const struct req *q, const struct change *c)
+{
+    switch (c->kind) {
+    case CHANGE_PUT_CKPT:
+        return put_ckpt(db, q, &c->ckpt);
+    case CHANGE_DEL_CKPT:
+        return del_ckpt(db, q, &c->ckpt);
+    case CHANGE_PUT_COLL:
+        return put_coll(db, q, &c->coll);
+    case CHANGE_DEL_COLL:
+        return del_coll(db, q, c->coll.id);
+    case CHANGE_TICK:
+        return raise_tick(db, c);
+    }
+    abort();
+}
+
+/* Is the committer still the one that may write for this task? Sets q->err when not. */
+static int guard(struct regdb *db, struct req *q)
+{
+    uint64_t epoch = 0;
+    char *owner = NULL;
+    bool found;
+    int rc = get_lease(db, q->task.id, &found, &owner, &epoch);
+
+    if (rc == 0 && !found)
+        err_set(&q->err, ERR_STALE, ERRC_USER, "task %s was removed from the registry", q->task.id);
+    else if (rc == 0 && (epoch != q->task.epoch || strcmp(owner, q->task.owner) != 0))
+        err_set(&q->err, ERR_STALE, ERRC_USER,
+                "task %s belongs to \"%s\" epoch %" PRIu64 " and not to \"%s\" epoch %" PRIu64
+                ": nothing was stored",
+                q->task.id, owner, epoch, q->task.owner, q->task.epoch);
+    free(owner);
+    return rc;
+}
+
+static int do_commit(struct regdb *db, struct req *q)
+{
+    const struct change *c;
+    int rc = guard(db, q);
+
+    if (rc || q->err.code)
+        return rc;
+    STAILQ_FOREACH (c, &q->changes, next) {
+        if ((rc = apply(db, q, c)))
+            return rc;
+    }
+    return 0;
+}
+
+static void add_ckpt(struct req *q, sqlite3_stmt *s)
+{
+    q->ckpts = xrealloc(q->ckpts, (q->n_ckpts + 1) * sizeof(*q->ckpts));
+    q->ckpts[q->n_ckpts++] = (struct repl_ckpt){
+        .src_channel = column_dup(s, 0),
+        .dst_channel = column_dup(s, 1),
+        .start = {column_u64(s, 2), column_u64(s, 3)},
+        .start_tt = column_u64(s, 4),
+        .done = {column_u64(s, 5), column_u64(s, 6)},
+        .done_tt = column_u64(s, 7),
+        .sent = {column_u64(s, 8), column_u64(s, 9)},
+        .sent_tt = column_u64(s, 10),
+        .retimed_tt = column_u64(s, 11),
+        .op = {column_u64(s, 12), column_u64(s, 13)},
+        .op_tt = column_u64(s, 14),
+        .target_pos = column_dup(s, 15),
+    };
+}
+
+static void add_coll(struct req *q, sqlite3_stmt *s)
+{
+    q->colls = xrealloc(q->colls, (q->n_colls + 1) * sizeof(*q->colls));
+    q->colls[q->n_colls++] =
+        (struct repl_collection_rec){.id = sqlite3_column_int64(s, 0), .json = column_dup(s, 1)};
+}
+
+static int read_rows(struct regdb *db, struct req *q, enum regdb_stmt id,
+                     void (*add)(struct req *, sqlite3_stmt *))
+{
+    sqlite3_stmt *s = db->stmts[id];
+    int rc;
+
+    bind_text(s, 1, q->task.id);
+    while ((rc = sqlite3_step(s)) == SQLITE_ROW)
+        add(q, s);
+    return finish(s, rc);
+}
+
+static int do_load(struct regdb *db, struct req *q)
+{
+    int rc = read_rows(db, q, STMT_CKPT_LIST, add_ckpt);
+
+    return rc ? rc : read_rows(db, q, STMT_COLL_LIST, add_coll);
+}
+
+static int do_load_tick(struct regdb *db, struct req *q)
+{
+    sqlite3_stmt *s = db->stmts[STMT_TICK_GET];
+    int rc;
+
+    bind_text(s, 1, q->target);
+    bind_text(s, 2, q->channel);
+    rc = sqlite3_step(s);
+    if (rc == SQLITE_ROW)
+        q->number = column_u64(s, 0);
+    return finish(s, rc);
+}
+
+static int run_one(struct regdb *db, struct req *q)
+{
+    switch (q->kind) {
+    case REQ_LIST:
+        return do_list(db, q);
+    case REQ_CREATE:
+        return do_create(db, q);
+    case REQ_SET_STATE:
+        return do_set_state(db, q);
+    case REQ_REMOVE:
+        return do_remove(db, q);
+    case REQ_CLAIM:
+        return do_claim(db, q);
+    case REQ_COMMIT:
+        return do_commit(db, q);
+    case REQ_LOAD:
+        return do_load(db, q);
+    case REQ_LOAD_TICK:
+        return do_load_tick(db, q);
+    }
+    abort();
+}
+
+/* ---- groups */
+
+static bool damaged(int rc)
+{
+    return (rc & 0xff) == SQLITE_CORRUPT || (rc & 0xff) == SQLITE_NOTADB;
+}
+
+/* One request inside its savepoint. Not 0: the whole transaction is over, *ret_sick is filled. */
+static int run_isolated(struct regdb *db, struct req *q, struct err *ret_sick)
+{
+    int rc = run(db, STMT_SAVEPOINT);
+
+    if (rc == 0) {
+        rc = run_one(db, q);
+        if (rc && !regdb_transient(rc)) {
+            regdb_error(db, rc, &q->err);
+            if (damaged(rc))
+                err_copy(ret_sick, &q->err);
+            rc = 0;
+        }
+    }
+    /* An SQLite that rolled back everything by itself has no savepoint any more: this fails then. */
+    if (rc == 0 && q->err.code)
+        rc = run(db, STMT_ROLLBACK_TO);
+    if (rc == 0)
+        rc = run(db, STMT_RELEASE);
+    if (rc && !ret_sick->code)
+        regdb_error(db, rc, ret_sick);
+    return rc;
+}
+
+static int run_transaction(struct regdb *db, struct req_list *reqs, struct err *ret_sick)
+{
+    enum regdb_stmt begin = STMT_BEGIN_READ;
+    struct req *q;
+    int rc;
+
+    TAILQ_FOREACH (q, reqs, next) {
+        if (req_writes(q))
+            begin = STMT_BEGIN_WRITE;
+    }
+    rc = run(db, begin);
+    if (rc)
+        return regdb_error(db, rc, ret_sick), rc;
+    TAILQ_FOREACH (q, reqs, next) {
+        rc = run_isolated(db, q, ret_sick);
+        if (rc)
+            return rc;
+    }
+    rc = run(db, STMT_COMMIT);
+    if (rc)
+        regdb_error(db, rc, ret_sick);
+    return rc;
+}
+
+bool regdb_run(struct regdb *db, struct req_list *reqs, struct err *ret_sick)
+{
+    struct req *q;
+    int rc;
+
+    *ret_sick = (struct err){0};
+    TAILQ_FOREACH (q, reqs, next)
+        drop_result(q);
+    rc = run_transaction(db, reqs, ret_sick);
+    if (rc && !sqlite3_get_autocommit(db->h))
+        (void)run(db, STMT_ROLLBACK); /* fails only when SQLite did it before */
+    if (rc == 0 || regdb_transient(rc))
+        return rc == 0;
+    TAILQ_FOREACH (q, reqs, next) { /* final: waiting does not help, everybody is told */
+        drop_result(q);
+        err_copy(&q->err, ret_sick);
+    }
+    return true;
+}

@@ -1,0 +1,883 @@
+/*
+ * coll.c - a collection of a task: joined, made or checked on the target, dropped.
+ *
+ * Identity is the source's id, never the name: a name that was dropped and made again is two collections.
+ *
+ * Drop: each shard's drop message goes through its link in order; when all are on the target with a tick at or above
+ * them, the call follows.  How far that is stands in the record. When a new collection wants the name before the log
+ * shows the drop (2.3.5 writes the drop message late, and rows of the new one may come first), the drop messages are
+ * made here: nothing of the old one is needed any more.
+ */
+#include "repl/priv.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+
+static void on_retry(void *arg)
+{
+    coll_kick(arg);
+}
+
+struct coll *coll_ref(struct coll *c)
+{
+    c->refs++;
+    return c;
+}
+
+static void part_free(struct coll *c, struct part *p)
+{
+    HASH_DEL(c->parts, p);
+    free(p->shards);
+    free(p->name);
+    free(p);
+}
+
+void coll_unref(struct coll *c)
+{
+    struct part *p, *tmp;
+
+    if (--c->refs > 0)
+        return;
+    HASH_ITER(hh, c->parts, p, tmp)
+        part_free(c, p);
+    for (size_t i = 0; i < c->n_shards; i++) {
+        free(c->shards[i].vchannel);
+        free(c->shards[i].pchannel);
+        free(c->shards[i].dst_vchannel);
+        free(c->shards[i].dst_pchannel);
+    }
+    free(c->shards);
+    free(c->db);
+    free(c->name);
+    free(c->dst_db);
+    free(c->dst_name);
+    free(c->trouble);
+    free(c);
+}
+
+static struct coll *coll_alloc(struct repl_task *t, int64_t id, size_t n_shards)
+{
+    struct coll *c = xcalloc(1, sizeof(*c));
+
+    c->refs = 1;
+    c->task = t;
+    c->id = id;
+    c->n_shards = n_shards;
+    c->shards = xcalloc(n_shards ? n_shards : 1, sizeof(*c->shards));
+    c->backoff = (struct backoff)BACKOFF_INIT(100, 5000);
+    timer_init(&c->retry, t->loop, LOOP_PRIO_NORMAL, on_retry, c);
+    HASH_ADD(hh, t->colls, id, sizeof(c->id), c);
+    return c;
+}
+
+static struct stream *shard_stream(struct repl_task *t, const char *pchannel)
+{
+    struct stream *s = task_stream(t, pchannel);
+
+    return s ? s : stream_new(t, pchannel);
+}
+
+static void coll_metrics(struct coll *c)
+{
+    static const char *const api[] = {"insert", "delete"};
+    char id[24];
+
+    snprintf(id, sizeof(id), "%lld", (long long)c->dst_id);
+    for (int i = 0; i < 2; i++)
+        c->m_rows[i] = metric_get(METRIC_COUNTER, "milvus_cdc_replicate_data_cnt", "rows",
+                                  METRIC_LABELS({"task_id", c->task->o.id}, {"collection_id", id},
+                                                {"collection_name", c->dst_name}, {"op_type", "write"},
+                                                {"api_type", api[i]}));
+}
+
+struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m,
+                      const struct coll_join *joins)
+{
+    struct coll *c = coll_alloc(t, sc->id, sc->n_shards);
+
+    c->db = xstrdup(sc->db_name);
+    c->name = xstrdup(sc->name);
+    c->dst_db = xstrdup(m->target_db);
+    c->dst_name = xstrdup(m->target_name);
+    c->create_tt = sc->create_tt;
+    c->pk_field_id = sc->pk_field_id;
+    c->pk_is_string = sc->pk_is_string;
+    c->state = COLL_NEW;
+    for (size_t i = 0; i < c->n_shards; i++) {
+        struct shard *sh = &c->shards[i];
+        sh->vchannel = xstrdup(sc->shards[i].vchannel);
+        sh->pchannel = xstrdup(sc->shards[i].pchannel);
+        sh->from = joins[i].from;
+        sh->join = joins[i].join;
+        sh->skip_tt = joins[i].skip_tt;
+        sh->stream = shard_stream(t, sh->pchannel);
+    }
+    return c;
+}
+
+void coll_stored(struct coll *c)
+{
+    if (c->state == COLL_NEW)
+        c->state = COLL_MAPPING;
+    coll_kick(c);
+}
+
+/* ---- record ------------------------------------------------------------------------------------ */
+
+static json_t *u64_json(uint64_t v)
+{
+    return json_integer((json_int_t)v); /* the bit pattern; read back the same way */
+}
+
+static uint64_t json_u64(const json_t *o, const char *key)
+{
+    return (uint64_t)json_integer_value(json_object_get(o, key));
+}
+
+static json_t *pos_json(struct wal_pos p)
+{
+    return json_pack("[I,I]", (json_int_t)p.major, (json_int_t)p.minor);
+}
+
+static struct wal_pos json_pos(const json_t *o, const char *key)
+{
+    const json_t *a = json_object_get(o, key);
+
+    return (struct wal_pos){(uint64_t)json_integer_value(json_array_get(a, 0)),
+                            (uint64_t)json_integer_value(json_array_get(a, 1))};
+}
+
+static json_t *shard_json(const struct shard *sh)
+{
+    json_t *o = json_pack("{s:s, s:s, s:o, s:o, s:o, s:b, s:o}", "vchannel", sh->vchannel, "pchannel", sh->pchannel,
+                          "from", pos_json(sh->from), "join", pos_json(sh->join), "skip_tt", u64_json(sh->skip_tt),
+                          "dropped", sh->drop == SHARD_DROP_SENT, "drop_tt", u64_json(sh->drop_tt));
+
+    if (sh->dst_vchannel) {
+        json_object_set_new(o, "dst_vchannel", json_string(sh->dst_vchannel));
+        json_object_set_new(o, "dst_pchannel", json_string(sh->dst_pchannel));
+    }
+    return o;
+}
+
+static json_t *part_json(const struct coll *c, const struct part *p)
+{
+    json_t *o = json_pack("{s:o, s:s, s:o, s:o}", "id", u64_json((uint64_t)p->id), "name", p->name, "dst_id",
+                          u64_json((uint64_t)p->dst_id), "drop_tt", u64_json(p->drop_tt));
+    json_t *dropped = json_array();
+
+    for (size_t i = 0; p->dropping && i < c->n_shards; i++)
+        json_array_append_new(dropped, json_boolean(p->shards[i] == SHARD_DROP_SENT));
+    json_object_set_new(o, "dropped", dropped);
+    return o;
+}
+
+void coll_put(struct coll *c, struct store_batch *b)
+{
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:b}", "db", c->db, "name", c->name, "dst_db",
+                          c->dst_db, "dst_name", c->dst_name, "dst_id", u64_json((uint64_t)c->dst_id), "create_tt",
+                          u64_json(c->create_tt), "pk_field", u64_json((uint64_t)c->pk_field_id), "pk_string",
+                          c->pk_is_string);
+    json_t *shards = json_array(), *parts = json_array();
+    char *text;
+
+    for (size_t i = 0; i < c->n_shards; i++)
+        json_array_append_new(shards, shard_json(&c->shards[i]));
+    for (struct part *p = c->parts; p; p = p->hh.next)
+        json_array_append_new(parts, part_json(c, p));
+    json_object_set_new(o, "shards", shards);
+    json_object_set_new(o, "partitions", parts);
+    text = json_dumps(o, JSON_COMPACT);
+    c->task->o.store->ops->put_collection(b, c->id, text);
+    free(text);
+    json_decref(o);
+}
+
+void coll_save(struct coll *c)
+{
+    struct store *s = c->task->o.store;
+    struct store_batch *b;
+
+    if (c->state == COLL_GONE)
+        return;
+    b = s->ops->begin(s, c->task->o.id);
+    coll_put(c, b);
+    s->ops->commit(b, NULL, NULL);
+}
+
+static bool has_ckpt(const struct repl_task *t, const char *src, const char *dst)
+{
+    for (size_t i = 0; dst && i < t->n_loaded; i++)
+        if (strcmp(t->loaded[i].src_channel, src) == 0 && strcmp(t->loaded[i].dst_channel, dst) == 0)
+            return true;
+    return false;
+}
+
+static void shard_from_json(struct coll *c, struct shard *sh, const json_t *o)
+{
+    sh->vchannel = xstrdup(json_string_value(json_object_get(o, "vchannel")));
+    sh->pchannel = xstrdup(json_string_value(json_object_get(o, "pchannel")));
+    sh->dst_vchannel = xstrdup(json_string_value(json_object_get(o, "dst_vchannel")));
+    sh->dst_pchannel = xstrdup(json_string_value(json_object_get(o, "dst_pchannel")));
+    sh->from = json_pos(o, "from");
+    sh->join = json_pos(o, "join");
+    sh->skip_tt = json_u64(o, "skip_tt");
+    sh->drop = json_is_true(json_object_get(o, "dropped")) ? SHARD_DROP_SENT : SHARD_ALIVE;
+    sh->drop_tt = json_u64(o, "drop_tt");
+    sh->stream = shard_stream(c->task, sh->pchannel);
+    sh->linked_before = has_ckpt(c->task, sh->pchannel, sh->dst_pchannel);
+}
+
+static struct part *part_new(struct coll *c, int64_t id, const char *name)
+{
+    struct part *p = xcalloc(1, sizeof(*p));
+
+    p->id = id;
+    p->name = xstrdup(name);
+    p->shards = xcalloc(c->n_shards ? c->n_shards : 1, sizeof(*p->shards));
+    HASH_ADD(hh, c->parts, id, sizeof(p->id), p);
+    return p;
+}
+
+static void part_from_json(struct coll *c, const json_t *o)
+{
+    struct part *p = part_new(c, (int64_t)json_u64(o, "id"), json_string_value(json_object_get(o, "name")));
+    const json_t *dropped = json_object_get(o, "dropped");
+
+    p->dst_id = (int64_t)json_u64(o, "dst_id");
+    p->drop_tt = json_u64(o, "drop_tt");
+    p->dropping = json_array_size(dropped) > 0;
+    for (size_t i = 0; i < json_array_size(dropped) && i < c->n_shards; i++)
+        p->shards[i] = json_is_true(json_array_get(dropped, i)) ? SHARD_DROP_SENT : SHARD_ALIVE;
+    if (p->dropping)
+        c->task->drops_open++;
+}
+
+struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_rec *rec, struct err *err)
+{
+    json_t *o = json_loads(rec->json, 0, NULL);
+    const json_t *shards = json_object_get(o, "shards"), *parts = json_object_get(o, "partitions");
+    struct coll *c;
+    size_t i;
+    json_t *e;
+
+    if (!json_is_array(shards) || !json_is_string(json_object_get(o, "name"))) {
+        json_decref(o);
+        err_set(err, ERR_PROTO, ERRC_USER, "the registry's record of collection %lld cannot be read",
+                (long long)rec->id);
+        return NULL;
+    }
+    c = coll_alloc(t, rec->id, json_array_size(shards));
+    c->db = xstrdup(json_string_value(json_object_get(o, "db")));
+    c->name = xstrdup(json_string_value(json_object_get(o, "name")));
+    c->dst_db = xstrdup(json_string_value(json_object_get(o, "dst_db")));
+    c->dst_name = xstrdup(json_string_value(json_object_get(o, "dst_name")));
+    c->dst_id = (int64_t)json_u64(o, "dst_id");
+    c->create_tt = json_u64(o, "create_tt");
+    c->pk_field_id = (int64_t)json_u64(o, "pk_field");
+    c->pk_is_string = json_is_true(json_object_get(o, "pk_string"));
+    c->state = COLL_MAPPING;
+    json_array_foreach(shards, i, e)
+        shard_from_json(c, &c->shards[i], e);
+    json_array_foreach(parts, i, e)
+        part_from_json(c, e);
+    json_decref(o);
+    return c;
+}
+
+/* ---- leaving ------------------------------------------------------------------------------------ */
+
+static void shard_unlink(struct coll *c, struct shard *sh, struct store_batch *b)
+{
+    struct link *l = sh->link;
+    struct store *s = c->task->o.store;
+
+    sh->link = NULL;
+    if (!l || --l->n_shards > 0)
+        return;
+    if (b)
+        s->ops->del_ckpt(b, l->stream->channel, l->tchan->name);
+    link_free(l);
+    stream_leave(sh->stream);
+}
+
+void coll_detach(struct coll *c)
+{
+    struct store *s = c->task->o.store;
+
+    c->task->o.sink->ops->cancel(c->call);
+    c->call = NULL;
+    timer_release(&c->retry);
+    c->state = COLL_GONE;
+    if (c->storing) { /* its callback, which would drop the reference, comes no more */
+        s->ops->cancel(s, c);
+        c->storing = false;
+        coll_unref(c);
+    }
+    for (size_t i = 0; i < c->n_shards; i++)
+        shard_unlink(c, &c->shards[i], NULL);
+    HASH_DEL(c->task->colls, c);
+    coll_unref(c);
+}
+
+/* Dropped on both sides (or never made on the target): out of the task for good. */
+static void coll_forget(struct coll *c)
+{
+    struct repl_task *t = c->task;
+    struct store_batch *b = t->o.store->ops->begin(t->o.store, t->o.id);
+
+    log_info("repl", "collection has left the task", KS("task", t->o.id), KS("db", c->db), KS("collection", c->name),
+             KI("id", c->id));
+    if (coll_drop_open(c) && t->drops_open)
+        t->drops_open--;
+    timer_cancel(&c->retry);
+    for (size_t i = 0; i < c->n_shards; i++)
+        shard_unlink(c, &c->shards[i], b);
+    c->state = COLL_GONE;
+    t->o.store->ops->del_collection(b, c->id);
+    t->o.store->ops->commit(b, NULL, NULL);
+    timer_release(&c->retry);
+    HASH_DEL(t->colls, c);
+    task_ignore(t, c->id);
+    coll_unref(c);
+    task_kick_waiting(t); /* somebody may have waited for the name */
+}
+
+/* ---- mapping ------------------------------------------------------------------------------------ */
+
+static void coll_fail(struct coll *c, const struct err *cause)
+{
+    struct err err = *cause;
+
+    err_wrap(&err, "collection %s.%s (target %s.%s)", c->db, c->name, c->dst_db, c->dst_name);
+    set_text(&c->trouble, err.text);
+    if (err.cls != ERRC_RETRY) {
+        task_fatal(c->task, &err);
+        return;
+    }
+    log_warn("repl", "collection has to wait", KS("task", c->task->o.id), KS("error", err.text));
+    timer_set(&c->retry, backoff_next_ms(&c->backoff));
+}
+
+static int user_error(struct coll *c, const char *text)
+{
+    struct err err;
+
+    err_set(&err, ERR_STATE, ERRC_USER, "%s", text);
+    coll_fail(c, &err);
+    return -1;
+}
+
+static int map_shards(struct coll *c, const struct sink_collection *d)
+{
+    if (d->n_shards != c->n_shards)
+        return user_error(c, "the target has another number of shards");
+    if (c->dst_id && c->dst_id != d->id)
+        return user_error(c, "the target's collection is not the one that was replicated: somebody dropped and made "
+                             "it again. Delete the task and create it anew");
+    c->dst_id = d->id;
+    for (size_t i = 0; i < c->n_shards; i++) {
+        set_text(&c->shards[i].dst_vchannel, d->shards[i].vchannel);
+        set_text(&c->shards[i].dst_pchannel, d->shards[i].pchannel);
+    }
+    return 0;
+}
+
+static struct part *part_by_name(struct coll *c, const char *name)
+{
+    struct part *p;
+
+    for (p = c->parts; p; p = p->hh.next)
+        if (strcmp(p->name, name) == 0)
+            return p;
+    return NULL;
+}
+
+static int64_t dst_part_id(const struct sink_collection *d, const char *name)
+{
+    for (size_t i = 0; i < d->n_partitions; i++)
+        if (strcmp(d->partitions[i].name, name) == 0)
+            return d->partitions[i].id;
+    return 0;
+}
+
+/* Partitions that exist on the source and were not known: theirs is the target's of the same name, unless that
+ * is still an older one's. */
+static void map_new_parts(struct coll *c, const struct src_collection *sc, const struct sink_collection *d)
+{
+    for (size_t i = 0; sc && i < sc->n_partitions; i++) {
+        const struct src_partition *sp = &sc->partitions[i];
+        struct part *p = coll_part(c, sp->id);
+        if (sp->state != SRC_ALIVE || (p && p->dst_id))
+            continue;
+        if (!p && part_by_name(c, sp->name))
+            continue;
+        if (!p)
+            p = part_new(c, sp->id, sp->name);
+        p->dst_id = dst_part_id(d, sp->name);
+    }
+}
+
+/* Known ones: still the same on the target? One that is dropped there already has nothing left to do. */
+static int check_parts(struct coll *c, const struct sink_collection *d)
+{
+    struct part *p, *tmp;
+
+    HASH_ITER(hh, c->parts, p, tmp) {
+        if (!p->dst_id || dst_part_id(d, p->name) == p->dst_id)
+            continue;
+        if (!p->dropping && !c->src_dropping)
+            return user_error(c, "a partition on the target is not the one that was replicated: somebody dropped it "
+                                 "there. Delete the task and create it anew");
+        if (p->dropping)
+            c->task->drops_open--;
+        part_free(c, p);
+    }
+    return 0;
+}
+
+static void link_shards(struct coll *c)
+{
+    struct store *s = c->task->o.store;
+    struct store_batch *b = s->ops->begin(s, c->task->o.id);
+    struct repl_ckpt ck;
+
+    for (size_t i = 0; i < c->n_shards; i++) {
+        struct shard *sh = &c->shards[i];
+        if (sh->link)
+            continue;
+        sh->link = stream_link(sh->stream, sh->dst_pchannel);
+        sh->link->n_shards++;
+        link_fill_ckpt(sh->link, &ck);
+        s->ops->put_ckpt(b, &ck);
+    }
+    coll_put(c, b);
+    s->ops->commit(b, NULL, NULL);
+}
+
+static bool shards_done(const struct coll *c)
+{
+    for (size_t i = 0; i < c->n_shards; i++)
+        if (c->shards[i].drop != SHARD_DROP_SENT)
+            return false;
+    return true;
+}
+
+static bool any_shard_dropped(const struct coll *c)
+{
+    for (size_t i = 0; i < c->n_shards; i++)
+        if (c->shards[i].drop != SHARD_ALIVE)
+            return true;
+    return false;
+}
+
+static void coll_mapped(struct coll *c)
+{
+    bool first = c->state == COLL_MAPPING;
+
+    c->backoff.cur_ms = 0;
+    set_text(&c->trouble, NULL);
+    if (first) {
+        c->state = any_shard_dropped(c) ? COLL_DROPPING : COLL_ACTIVE;
+        if (c->state == COLL_DROPPING)
+            c->task->drops_open++;
+        coll_metrics(c);
+        log_info("repl", "collection is mapped", KS("task", c->task->o.id), KS("db", c->db), KS("collection", c->name),
+                 KI("id", c->id), KI("target_id", c->dst_id), KU("shards", c->n_shards));
+    }
+    link_shards(c);
+    for (size_t i = 0; i < c->n_shards; i++) {
+        stream_open(c->shards[i].stream);
+        stream_kick(c->shards[i].stream);
+        tchan_kick(c->shards[i].link->tchan);
+    }
+    ops_kick(c->task->ops);
+    coll_kick(c);
+}
+
+static void on_ensured(void *arg, const struct err *err, const struct sink_collection *d)
+{
+    struct coll *c = arg;
+    struct repl_task *t = c->task;
+
+    c->call = NULL;
+    c->verifying = false;
+    if (err && err->code == ERR_NOT_FOUND && (c->src_dropping || any_shard_dropped(c))) {
+        coll_forget(c); /* dropped on the target already */
+        return;
+    }
+    if (err && err->code == ERR_NOT_FOUND) {
+        user_error(c, "it is gone from the target: somebody dropped it there. Delete the task and create it anew");
+        return;
+    }
+    if (err) {
+        coll_fail(c, err);
+        return;
+    }
+    if (map_shards(c, d) || check_parts(c, d))
+        return;
+    map_new_parts(c, t->o.catalog->ops->get(t->o.catalog, c->id), d);
+    c->verified_gen = c->verifying_gen;
+    coll_mapped(c);
+}
+
+/* A collection whose metadata is gone from etcd: enough to find it on the target and finish its drop. */
+static struct src_collection describe_from_record(const struct coll *c, struct src_shard *shards)
+{
+    struct src_collection sc = {.id = c->id,
+                                .db_name = c->db,
+                                .name = c->name,
+                                .state = SRC_DROPPING,
+                                .create_tt = c->create_tt,
+                                .shards = shards,
+                                .n_shards = c->n_shards,
+                                .pk_field_id = c->pk_field_id,
+                                .pk_is_string = c->pk_is_string};
+
+    for (size_t i = 0; i < c->n_shards; i++)
+        shards[i] = (struct src_shard){.vchannel = c->shards[i].vchannel, .pchannel = c->shards[i].pchannel};
+    return sc;
+}
+
+static void coll_ensure(struct coll *c)
+{
+    struct repl_task *t = c->task;
+    const struct src_collection *sc = t->o.catalog->ops->get(t->o.catalog, c->id);
+    struct src_collection fake;
+    struct src_shard *shards = NULL;
+    bool create;
+
+    if (!sc || sc->state == SRC_DROPPING)
+        c->src_dropping = true;
+    if (!sc) {
+        shards = xcalloc(c->n_shards, sizeof(*shards));
+        fake = describe_from_record(c, shards);
+        sc = &fake;
+    }
+    create = !c->src_dropping && (c->state == COLL_MAPPING ? !c->dst_id : c->reensure);
+    c->reensure = false;
+    c->verifying = true;
+    c->may_exist |= create;
+    c->verifying_gen = t->o.sink->ops->generation(t->o.sink);
+    c->call = t->o.sink->ops->ensure_collection(t->o.sink, sc, c->dst_db, c->dst_name, create, on_ensured, c);
+    free(shards);
+}
+
+static void map_kick(struct coll *c)
+{
+    struct coll *other = task_name_taken(c->task, c->dst_db, c->dst_name, c);
+
+    if (c->src_dropping && !c->dst_id && !c->may_exist) {
+        coll_forget(c); /* came and went before it was made on the target */
+        return;
+    }
+    if (other && !other->src_dropping && other->state != COLL_DROPPING) {
+        user_error(c, "another collection of the source is replicated under this name on the target (was one renamed, "
+                      "or are two mapped to one name?)");
+        return;
+    }
+    if (other) {
+        other->forced = true;
+        set_text(&c->trouble, "waits for the drop of the former collection of this name");
+        coll_kick(other);
+        return;
+    }
+    coll_ensure(c);
+}
+
+/* ---- drops --------------------------------------------------------------------------------------- */
+
+bool coll_drop_open(const struct coll *c)
+{
+    return c->state == COLL_DROPPING;
+}
+
+struct part *coll_part(struct coll *c, int64_t id)
+{
+    struct part *p;
+
+    HASH_FIND(hh, c->parts, &id, sizeof(id), p);
+    return p;
+}
+
+static void begin_drop(struct coll *c)
+{
+    if (c->state == COLL_DROPPING)
+        return;
+    c->state = COLL_DROPPING;
+    c->task->drops_open++;
+    log_info("repl", "collection is being dropped", KS("task", c->task->o.id), KS("db", c->db),
+             KS("collection", c->name), KI("id", c->id));
+}
+
+void coll_shard_drop(struct coll *c, size_t shard, uint64_t tt)
+{
+    c->shards[shard].drop = SHARD_DROP_QUEUED;
+    c->shards[shard].drop_tt = tt;
+    begin_drop(c);
+}
+
+static void begin_part_drop(struct coll *c, struct part *p)
+{
+    if (p->dropping)
+        return;
+    p->dropping = true;
+    c->task->drops_open++;
+}
+
+bool coll_part_drop(struct coll *c, int64_t partition_id, size_t shard, uint64_t tt)
+{
+    struct part *p = coll_part(c, partition_id);
+
+    if (!p || !p->dst_id || c->task->o.ignore_partition || p->shards[shard] != SHARD_ALIVE)
+        return false;
+    p->shards[shard] = SHARD_DROP_QUEUED;
+    if (tt > p->drop_tt)
+        p->drop_tt = tt;
+    begin_part_drop(c, p);
+    return true;
+}
+
+void coll_on_drop_confirmed(struct coll *c, const struct item *it)
+{
+    struct part *p;
+
+    if (it->head.type == MSG_DROP_COLLECTION) {
+        c->shards[it->shard].drop = SHARD_DROP_SENT;
+        c->shards[it->shard].drop_tt = it->tt;
+    } else if ((p = coll_part(c, it->head.partition_id))) {
+        p->shards[it->shard] = SHARD_DROP_SENT;
+        if (it->tt > p->drop_tt)
+            p->drop_tt = it->tt;
+    }
+    coll_save(c);
+}
+
+/* A drop message that is made here goes straight to the channel: the link may be waiting for a tick. */
+static void queue_made_drop(struct coll *c, size_t shard, int type, const struct part *p)
+{
+    struct link *l = c->shards[shard].link;
+    struct item *it = item_new(ITEM_DROP, l);
+
+    it->coll = coll_ref(c);
+    it->shard = shard;
+    it->head = (struct msg_head){.type = type, .collection_id = c->id, .partition_id = p ? p->id : -1};
+    it->dst_partition = p ? p->dst_id : -1;
+    tchan_queue(l->tchan, it);
+    tchan_kick(l->tchan);
+}
+
+static void force_drop(struct coll *c)
+{
+    if (c->made_drops)
+        return;
+    c->made_drops = true;
+    begin_drop(c);
+    for (size_t i = 0; i < c->n_shards; i++)
+        if (c->shards[i].drop != SHARD_DROP_SENT) {
+            c->shards[i].drop = SHARD_DROP_QUEUED;
+            queue_made_drop(c, i, MSG_DROP_COLLECTION, NULL);
+        }
+}
+
+static void force_part_drop(struct coll *c, struct part *p)
+{
+    if (p->forced || !p->dst_id)
+        return;
+    p->forced = true;
+    begin_part_drop(c, p);
+    for (size_t i = 0; i < c->n_shards; i++)
+        if (p->shards[i] != SHARD_DROP_SENT) {
+            p->shards[i] = SHARD_DROP_QUEUED;
+            queue_made_drop(c, i, MSG_DROP_PARTITION, p);
+        }
+}
+
+void coll_stream_reset(struct coll *c, const struct stream *s)
+{
+    for (size_t i = 0; i < c->n_shards; i++) {
+        if (c->shards[i].stream != s)
+            continue;
+        if (c->shards[i].drop == SHARD_DROP_QUEUED) {
+            c->shards[i].drop = SHARD_ALIVE;
+            c->made_drops = false;
+        }
+        for (struct part *p = c->parts; p; p = p->hh.next)
+            if (p->shards[i] == SHARD_DROP_QUEUED) {
+                p->shards[i] = SHARD_ALIVE;
+                p->forced = false;
+            }
+    }
+}
+
+/* Is the tick of every shard's channel at or above the drop?  Not asked of drops made here: their stream may be
+ * stalled by the very collection that waits for the name. */
+static bool ticks_reached(const struct coll *c, uint64_t part_tt, bool forced)
+{
+    for (size_t i = 0; i < c->n_shards && !forced; i++) {
+        uint64_t tt = part_tt ? part_tt : c->shards[i].drop_tt;
+        if (!c->shards[i].link || c->shards[i].link->tchan->tick_sent < tt)
+            return false;
+    }
+    return true;
+}
+
+static void on_dropped(void *arg, const struct err *err)
+{
+    struct coll *c = arg;
+
+    c->call = NULL;
+    if (err)
+        coll_fail(c, err);
+    else
+        coll_forget(c);
+}
+
+static void on_part_dropped(void *arg, const struct err *err)
+{
+    struct coll *c = arg;
+
+    c->call = NULL;
+    if (err) {
+        coll_fail(c, err);
+        return;
+    }
+    c->task->drops_open--;
+    part_free(c, c->call_part);
+    c->call_part = NULL;
+    c->reensure = true; /* the name is free for a new partition */
+    coll_save(c);
+    coll_kick(c);
+}
+
+static bool part_ready(const struct coll *c, const struct part *p)
+{
+    for (size_t i = 0; i < c->n_shards; i++)
+        if (p->shards[i] != SHARD_DROP_SENT)
+            return false;
+    return p->dropping && ticks_reached(c, p->drop_tt, p->forced);
+}
+
+static bool drop_kick(struct coll *c)
+{
+    struct sink *s = c->task->o.sink;
+    struct part *p;
+
+    if (c->state == COLL_DROPPING && shards_done(c) && ticks_reached(c, 0, c->forced)) {
+        c->call = s->ops->drop_collection(s, c->dst_db, c->dst_name, c->shards[0].drop_tt, on_dropped, c);
+        return true;
+    }
+    for (p = c->parts; p && c->state == COLL_ACTIVE; p = p->hh.next)
+        if (part_ready(c, p)) {
+            c->call_part = p;
+            c->call = s->ops->drop_partition(s, c->dst_db, c->dst_name, p->name, p->drop_tt, on_part_dropped, c);
+            return true;
+        }
+    return false;
+}
+
+/* ---- facts from the catalog ---------------------------------------------------------------------- */
+
+/* A living partition that is not mapped: make it, once an older one of its name is out of the way. */
+static void want_part(struct coll *c, const struct src_partition *sp)
+{
+    struct part *old = part_by_name(c, sp->name);
+
+    if (old && old->id != sp->id && old->dst_id) {
+        force_part_drop(c, old);
+        return;
+    }
+    if (old && old->id != sp->id)
+        part_free(c, old);
+    c->reensure = true;
+}
+
+static const struct src_partition *find_part(const struct src_collection *sc, int64_t id)
+{
+    for (size_t i = 0; sc && i < sc->n_partitions; i++)
+        if (sc->partitions[i].id == id)
+            return &sc->partitions[i];
+    return NULL;
+}
+
+int coll_partition(struct coll *c, int64_t id, size_t shard, int64_t *ret_dst_id)
+{
+    struct repl_task *t = c->task;
+    struct part *p = coll_part(c, id);
+    const struct src_partition *sp;
+
+    if (p && p->shards[shard] != SHARD_ALIVE)
+        return -1;
+    if (p && p->dst_id) {
+        *ret_dst_id = p->dst_id;
+        return 1;
+    }
+    sp = find_part(t->o.catalog->ops->get(t->o.catalog, c->id), id);
+    if (sp && sp->state == SRC_ALIVE && t->o.ignore_partition && c->verified_gen) {
+        (void)user_error(c, "rows for a partition that the target does not have, and ignore_partition is set. Create "
+                            "the partition on the target, then resume the task");
+        return 0;
+    }
+    if (sp && sp->state == SRC_ALIVE) {
+        want_part(c, sp);
+        coll_kick(c);
+        return 0;
+    }
+    if (c->src_dropping || (sp && sp->state == SRC_DROPPING))
+        return -1; /* never made on the target, and not needed any more */
+    if (c->asked_part == id && t->sync_round > c->asked_round)
+        return -1; /* etcd did not have it after the message was written: dropped and cleaned up */
+    if (c->asked_part != id) {
+        c->asked_part = id;
+        c->asked_round = t->sync_round + (t->syncing ? 1 : 0);
+    }
+    task_sync(t);
+    return 0;
+}
+
+void coll_update(struct coll *c, const struct src_collection *sc)
+{
+    if (sc->state == SRC_DROPPING && !c->src_dropping) {
+        c->src_dropping = true;
+        task_kick_waiting(c->task);
+    }
+    for (size_t i = 0; i < sc->n_partitions && c->state == COLL_ACTIVE; i++) {
+        struct part *p = coll_part(c, sc->partitions[i].id);
+        if (sc->partitions[i].state == SRC_ALIVE && !(p && p->dst_id))
+            want_part(c, &sc->partitions[i]);
+    }
+    coll_kick(c);
+}
+
+void coll_unverify(struct coll *c)
+{
+    c->verified_gen = 0;
+}
+
+void coll_kick(struct coll *c)
+{
+    if (c->task->fatal || c->task->state != RUN_RUNNING || c->call || timer_armed(&c->retry))
+        return;
+    switch (c->state) {
+    case COLL_MAPPING:
+        map_kick(c);
+        return;
+    case COLL_ACTIVE:
+    case COLL_DROPPING:
+        if (!c->verified_gen || c->reensure)
+            coll_ensure(c);
+        else if (c->forced)
+            force_drop(c);
+        if (!c->call)
+            (void)drop_kick(c);
+        return;
+    case COLL_NEW:
+    case COLL_GONE:
+        return;
+    }
+}

@@ -1,0 +1,364 @@
+/*
+ * link.c - the ordered flow from one source channel to one target channel.
+ *
+ * LIVE: messages pass as they arrive, in log order, with the source's times; the target itself restores the order
+ * of time at the tick. That is sound as long as the channel's tick is below the link's, so a live link is counted
+ * in the channel's minimum.
+ *
+ * CATCHUP: the channel's tick is ahead (or not known to be behind). A window, i.e. what lies between two source
+ * ticks, is held, sorted by time, and sent with new times above the channel's tick; messages of equal time keep
+ * equal times.  The link becomes live when its tick is above every new time.
+ *
+ * Repair: messages that the target may have already (after a crash, or a request without an answer) are sent again as
+ * delete + insert at new times (target.md 3.7). They are windows too. Inside a window the log's order and the order of
+ * time may differ, so messages that are confirmed but not older than the oldest one in doubt are repeated with it.
+ */
+#include "repl/priv.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+
+/* A link this close to the channel's tick holds the tick back until it has caught up. */
+#define NEAR_MS 3000
+
+struct item *item_new(enum item_kind kind, struct link *l)
+{
+    struct item *it = xcalloc(1, sizeof(*it));
+
+    it->kind = kind;
+    it->link = l;
+    it->dst_partition = -1;
+    return it;
+}
+
+void item_charge(struct item *it, size_t bytes)
+{
+    it->budget = it->link->stream->task->o.budget;
+    it->budget->used += bytes;
+    task_hold(it->link->stream->task, bytes);
+}
+
+void item_free(struct item *it)
+{
+    if (it->budget)
+        it->budget->used -= it->len;
+    if (it->budget && it->link)
+        task_release(it->link->stream->task, it->len);
+    if (it->coll)
+        coll_unref(it->coll);
+    buf_unref(it->buf);
+    free(it);
+}
+
+/* ---- the window ------------------------------------------------------------------------------- */
+
+static bool in_repair(const struct link *l)
+{
+    return !wal_pos_is_none(l->repair_to);
+}
+
+static int rank(const struct item *it)
+{
+    if (it->kind == ITEM_DROP)
+        return 2;
+    return it->head.type == MSG_DELETE ? 0 : 1;
+}
+
+/* Order of time; at an equal time Delete before Insert (source.md 5.4), drops last; else the log's order. */
+static int cmp_time(const void *pa, const void *pb)
+{
+    const struct item *a = *(struct item *const *)pa, *b = *(struct item *const *)pb;
+
+    if (a->tt != b->tt)
+        return a->tt < b->tt ? -1 : 1;
+    if (rank(a) != rank(b))
+        return rank(a) < rank(b) ? -1 : 1;
+    return wal_pos_cmp(a->pos, b->pos);
+}
+
+/* The producer's retry may put a message into the log twice; the target would see that by the id, but not after a
+ * repair, which gives new ids. */
+static bool same_message(const struct item *a, const struct item *b)
+{
+    return a->kind == ITEM_ROWS && b->kind == ITEM_ROWS && a->head.msg_id && a->head.msg_id == b->head.msg_id &&
+           a->head.type == b->head.type && a->coll == b->coll && a->shard == b->shard && a->tt == b->tt;
+}
+
+static bool seen_before(struct item **items, size_t i)
+{
+    for (size_t k = i; k-- > 0 && items[k] && items[k]->tt == items[i]->tt;)
+        if (same_message(items[k], items[i]))
+            return true;
+    return false;
+}
+
+/* Oldest time among the messages in doubt; UINT64_MAX: none. */
+static uint64_t oldest_doubt(const struct link *l)
+{
+    const struct item *it;
+    uint64_t min = UINT64_MAX;
+
+    TAILQ_FOREACH(it, &l->hold, entry)
+        if (!it->confirmed && wal_pos_cmp(it->pos, l->repair_to) <= 0 && it->tt < min)
+            min = it->tt;
+    return min;
+}
+
+/* Takes the window out of hold as a sorted array without what need not be sent. */
+static struct item **window_take(struct link *l, size_t *ret_n)
+{
+    struct item **items = NULL, *it;
+    size_t n = 0, cap = 0, kept = 0;
+    uint64_t doubt = in_repair(l) ? oldest_doubt(l) : UINT64_MAX;
+
+    while ((it = TAILQ_FIRST(&l->hold))) {
+        TAILQ_REMOVE(&l->hold, it, entry);
+        if (it->confirmed && it->tt < doubt) {
+            item_free(it);
+            continue;
+        }
+        it->repair = it->confirmed || (in_repair(l) && wal_pos_cmp(it->pos, l->repair_to) <= 0);
+        if (n == cap)
+            items = xrealloc(items, (cap = cap ? cap * 2 : 64) * sizeof(struct item *));
+        items[n++] = it;
+    }
+    l->hold_bytes = 0;
+    if (n)
+        qsort(items, n, sizeof(struct item *), cmp_time);
+    for (size_t i = 0; i < n; i++) {
+        it = items[i];
+        items[i] = NULL;
+        items[kept] = it;
+        if (seen_before(items, kept)) {
+            items[kept] = NULL;
+            item_free(it);
+        } else {
+            kept++;
+        }
+    }
+    *ret_n = kept;
+    return items;
+}
+
+/* The channel's tick and every new time of this link, queued ones included, stay at or below this. */
+static uint64_t time_floor(const struct link *l)
+{
+    uint64_t t = l->tchan->tick_built > l->retimed_tt ? l->tchan->tick_built : l->retimed_tt;
+
+    return t + l->retime_queued;
+}
+
+static void window_send(struct link *l, struct wal_pos end)
+{
+    size_t n;
+    struct item **items = window_take(l, &n);
+    bool retime = in_repair(l) || l->tick_read < time_floor(l);
+
+    for (size_t i = 0; i < n; i++) {
+        items[i]->retime = retime;
+        items[i]->retime_more = retime && i + 1 < n && items[i + 1]->tt == items[i]->tt;
+        items[i]->ack = WAL_POS_NONE; /* sorted: only the end of the window is a position */
+        items[i]->doubt = end;
+        tchan_queue(l->tchan, items[i]);
+    }
+    free(items);
+}
+
+/* ---- in ---------------------------------------------------------------------------------------- */
+
+bool link_has(const struct link *l, struct wal_pos pos)
+{
+    return !in_repair(l) && wal_pos_cmp(pos, l->done) <= 0;
+}
+
+void link_add(struct link *l, struct item *it)
+{
+    it->doubt = it->ack = it->pos;
+    if (l->mode == LINK_LIVE) {
+        tchan_queue(l->tchan, it);
+        tchan_kick(l->tchan);
+        return;
+    }
+    it->confirmed = wal_pos_cmp(it->pos, l->done) <= 0 && !wal_pos_is_none(it->pos);
+    TAILQ_INSERT_TAIL(&l->hold, it, entry);
+    l->hold_bytes += it->len;
+}
+
+/* The source's tick as an item; one that is last in the queue already is moved forward in place. */
+static void queue_tick(struct link *l, struct wal_pos pos, uint64_t tt)
+{
+    struct item *it = l->tick;
+
+    if (!it) {
+        it = item_new(ITEM_TICK, l);
+        it->tt = tt;
+        it->pos = it->ack = pos;
+        tchan_queue(l->tchan, it);
+    } else {
+        it->tt = tt;
+        it->pos = it->ack = pos;
+    }
+}
+
+static void catch_up(struct link *l, struct wal_pos pos, uint64_t tt)
+{
+    uint64_t ahead = l->tchan->tick_built;
+
+    if (!l->tchan->tick_loaded || wal_pos_cmp(pos, l->repair_to) < 0)
+        return; /* the window goes on */
+    if (tt + tt_from_ms(NEAR_MS) >= ahead && !l->counted) {
+        l->counted = true;
+        l->tick_built = l->tick_read; /* what it may promise until its next tick is built */
+    }
+    window_send(l, pos);
+    l->repair_to = WAL_POS_NONE;
+    queue_tick(l, pos, tt);
+    l->tick_read = tt;
+    if (l->counted && tt >= time_floor(l)) {
+        l->mode = LINK_LIVE;
+        log_debug("repl", "link is live", KS("task", l->stream->task->o.id), KS("from", l->stream->channel),
+                  KS("to", l->tchan->name));
+    }
+}
+
+void link_on_tick(struct link *l, struct wal_pos pos, uint64_t tt)
+{
+    if (tt < l->tick_read || (link_has(l, pos) && l->mode == LINK_LIVE))
+        return; /* ticks may repeat; after a restart older ones are read again */
+    if (l->m_read_tt)
+        l->m_read_tt->value = (double)tt_to_ms(tt);
+    if (l->mode == LINK_CATCHUP) {
+        catch_up(l, pos, tt);
+    } else {
+        queue_tick(l, pos, tt);
+        l->tick_read = tt;
+    }
+    tchan_kick(l->tchan);
+}
+
+/* ---- life --------------------------------------------------------------------------------------- */
+
+static struct metric *tt_metric(const struct link *l, const char *op)
+{
+    return metric_get(METRIC_GAUGE, "milvus_cdc_replicate_tt", "time of the last message, ms since 1970",
+                      METRIC_LABELS({"task_id", l->stream->task->o.id}, {"vchannel_name", l->stream->channel},
+                                    {"op_type", op}));
+}
+
+/* Positions for a link that never ran: it begins where its stream is, or where the stream will begin. */
+static void start_at_stream(struct link *l)
+{
+    const struct stream *s = l->stream;
+
+    if (s->state == STREAM_IDLE) {
+        (void)stream_begin(s, &l->start); /* nothing to begin with: NONE, the first message */
+        l->done = l->start;
+        if (l->done.minor)
+            l->done.minor--; /* the first message itself may be ours */
+    } else {
+        l->done = s->read;
+        l->start = wal_pos_is_none(s->tick_pos) ? s->begin : s->tick_pos;
+        l->start_tt = l->done_tt = s->tick_tt;
+    }
+    l->sent = l->maybe = l->done;
+}
+
+static void begin_catchup(struct link *l)
+{
+    l->mode = LINK_CATCHUP;
+    l->counted = false;
+    l->group_open = false;
+    l->tick_read = l->tick_built = l->start_tt;
+    l->repair_to = wal_pos_cmp(l->sent, l->done) > 0 ? l->sent : WAL_POS_NONE;
+    if (in_repair(l) && l->sent_tt > l->retimed_tt)
+        l->retimed_tt = l->sent_tt; /* new times must be above what may be there */
+}
+
+struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt *ck)
+{
+    struct link *l = xcalloc(1, sizeof(*l));
+
+    l->stream = s;
+    l->tchan = tc;
+    TAILQ_INIT(&l->hold);
+    if (ck) {
+        l->start = ck->start;
+        l->start_tt = ck->start_tt;
+        l->done = ck->done;
+        l->done_tt = ck->done_tt;
+        l->sent = l->maybe = ck->sent;
+        l->sent_tt = ck->sent_tt;
+        l->retimed_tt = ck->retimed_tt;
+        l->op = ck->op;
+        l->op_tt = ck->op_tt;
+        l->target_pos = xstrdup(ck->target_pos);
+    } else {
+        start_at_stream(l);
+    }
+    begin_catchup(l);
+    l->m_read_tt = tt_metric(l, "read");
+    l->m_write_tt = tt_metric(l, "write");
+    LIST_INSERT_HEAD(&s->links, l, of_stream);
+    tchan_attach(tc, l);
+    if (in_repair(l))
+        log_info("repl", "requests in doubt will be repaired", KS("task", s->task->o.id), KS("from", s->channel),
+                 KS("to", tc->name), KU("done", l->done.minor), KU("in_doubt_to", l->sent.minor));
+    return l;
+}
+
+static void hold_drop(struct link *l)
+{
+    struct item *it;
+
+    while ((it = TAILQ_FIRST(&l->hold))) {
+        TAILQ_REMOVE(&l->hold, it, entry);
+        item_free(it);
+    }
+    l->hold_bytes = 0;
+}
+
+void link_reset(struct link *l)
+{
+    tchan_unqueue(l->tchan, l);
+    hold_drop(l);
+    l->counted = false;
+}
+
+/* When nothing of the link is in flight any more: what must be read again, and what of it is in doubt. */
+void link_restart(struct link *l)
+{
+    l->sent = wal_pos_cmp(l->maybe, l->done) > 0 ? l->maybe : l->done;
+    l->dirty = true;
+    begin_catchup(l);
+}
+
+void link_free(struct link *l)
+{
+    hold_drop(l);
+    tchan_detach(l->tchan, l);
+    LIST_REMOVE(l, of_stream);
+    free(l->target_pos);
+    free(l);
+}
+
+void link_fill_ckpt(const struct link *l, struct repl_ckpt *ret)
+{
+    *ret = (struct repl_ckpt){
+        .src_channel = l->stream->channel,
+        .dst_channel = l->tchan->name,
+        .start = l->start,
+        .start_tt = l->start_tt,
+        .done = l->done,
+        .done_tt = l->done_tt,
+        .sent = wal_pos_cmp(l->sent, l->done) > 0 ? l->sent : l->done,
+        .sent_tt = l->sent_tt,
+        .retimed_tt = l->retimed_tt,
+        .op = l->op,
+        .op_tt = l->op_tt,
+        .target_pos = l->target_pos,
+    };
+}

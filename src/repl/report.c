@@ -1,0 +1,118 @@
+/*
+ * report.c - what a task can say of itself: its trouble, its progress, its channels.
+ */
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "repl/priv.h"
+
+static const char *trouble(struct repl_task *t, const char *what, const char *name, const char *text)
+{
+    snprintf(t->trouble_text, sizeof(t->trouble_text), "%s%s%s: %s", what, name ? " " : "", name ? name : "", text);
+    return t->trouble_text;
+}
+
+const char *repl_task_trouble(const struct repl_task *ct)
+{
+    struct repl_task *t = (struct repl_task *)ct; /* the text is a cache */
+    struct link *l;
+
+    if (t->catalog_trouble)
+        return trouble(t, "source etcd", NULL, t->catalog_trouble);
+    if (t->start_trouble)
+        return trouble(t, "starting", NULL, t->start_trouble);
+    for (struct stream *s = t->streams; s; s = s->hh.next) {
+        if (s->trouble)
+            return trouble(t, "source channel", s->channel, s->trouble);
+        LIST_FOREACH(l, &s->links, of_stream)
+            if (l->tchan->trouble)
+                return trouble(t, "target channel", l->tchan->name, l->tchan->trouble);
+    }
+    for (struct coll *c = t->colls; c; c = c->hh.next)
+        if (c->trouble)
+            return trouble(t, "collection", c->name, c->trouble);
+    if (ops_trouble(t->ops))
+        return trouble(t, "operations", NULL, ops_trouble(t->ops));
+    return NULL;
+}
+
+void repl_task_progress(struct repl_task *t, repl_progress_fn fn, void *arg)
+{
+    struct repl_ckpt ck;
+
+    for (struct coll *c = t->colls; c; c = c->hh.next)
+        for (size_t i = 0; i < c->n_shards; i++) {
+            const struct link *l = c->shards[i].link;
+            if (!l)
+                continue;
+            fn(arg, &(struct repl_progress){.collection_id = c->id,
+                                            .src_channel = l->stream->channel,
+                                            .dst_channel = l->tchan->name,
+                                            .pos = l->start_tt ? l->start : l->done,
+                                            .op_pos = l->op,
+                                            .tt = l->done_tt,
+                                            .op_tt = l->op_tt,
+                                            .target_pos = l->target_pos});
+        }
+    ops_fill_ckpt(t->ops, &ck);
+    fn(arg, &(struct repl_progress){.collection_id = -10,
+                                    .src_channel = t->o.replicate_chan,
+                                    .dst_channel = "",
+                                    .pos = ck.done,
+                                    .op_pos = ck.op,
+                                    .tt = ck.done_tt,
+                                    .op_tt = ck.op_tt});
+}
+
+void repl_task_channels(struct repl_task *t, void (*fn)(void *arg, const char *channel), void *arg)
+{
+    struct link *l;
+
+    for (struct stream *s = t->streams; s; s = s->hh.next)
+        LIST_FOREACH(l, &s->links, of_stream)
+            fn(arg, l->tchan->name);
+}
+
+static void stored_link(const struct repl_ckpt *ck, int64_t id, repl_progress_fn fn, void *arg)
+{
+    fn(arg, &(struct repl_progress){.collection_id = id,
+                                    .src_channel = ck->src_channel,
+                                    .dst_channel = ck->dst_channel,
+                                    .pos = ck->start_tt ? ck->start : ck->done,
+                                    .op_pos = ck->op,
+                                    .tt = ck->done_tt,
+                                    .op_tt = ck->op_tt,
+                                    .target_pos = ck->target_pos});
+}
+
+static bool record_uses(const json_t *rec, const struct repl_ckpt *ck)
+{
+    const json_t *shards = json_object_get(rec, "shards"), *e;
+    size_t i;
+
+    json_array_foreach(shards, i, e) {
+        const char *src = json_string_value(json_object_get(e, "pchannel"));
+        const char *dst = json_string_value(json_object_get(e, "dst_pchannel"));
+        if (src && dst && strcmp(src, ck->src_channel) == 0 && strcmp(dst, ck->dst_channel) == 0)
+            return true;
+    }
+    return false;
+}
+
+void repl_stored_progress(const struct repl_ckpt *ckpts, size_t n_ckpts, const struct repl_collection_rec *colls,
+                          size_t n_colls, const char *replicate_chan, repl_progress_fn fn, void *arg)
+{
+    for (size_t i = 0; i < n_colls; i++) {
+        json_t *rec = json_loads(colls[i].json, 0, NULL);
+        for (size_t k = 0; k < n_ckpts; k++)
+            if (record_uses(rec, &ckpts[k]))
+                stored_link(&ckpts[k], colls[i].id, fn, arg);
+        json_decref(rec);
+    }
+    for (size_t k = 0; k < n_ckpts; k++)
+        if (!*ckpts[k].dst_channel && strcmp(ckpts[k].src_channel, replicate_chan) == 0)
+            stored_link(&ckpts[k], -10, fn, arg);
+}

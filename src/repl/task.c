@@ -1,0 +1,821 @@
+/*
+ * task.c - the life of one replication task: load, join, run, stop.
+ */
+#include "repl/task.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "repl/priv.h"
+
+#define CKPT_MS 1000
+
+static void start_step(struct repl_task *t);
+static void on_start_timer(void *arg);
+
+void set_text(char **slot, const char *text)
+{
+    char *copy;
+
+    if (*slot && text && strcmp(*slot, text) == 0)
+        return;
+    copy = xstrdup(text);
+    free(*slot);
+    *slot = copy;
+}
+
+void ckpt_release(struct repl_ckpt *c)
+{
+    free(c->src_channel);
+    free(c->dst_channel);
+    free(c->target_pos);
+}
+
+static void ckpt_dup(struct repl_ckpt *dst, const struct repl_ckpt *src)
+{
+    *dst = *src;
+    dst->src_channel = xstrdup(src->src_channel);
+    dst->dst_channel = xstrdup(src->dst_channel);
+    dst->target_pos = xstrdup(src->target_pos);
+}
+
+bool task_take_ckpt(struct repl_task *t, const char *src, const char *dst, struct repl_ckpt *ret)
+{
+    for (size_t i = 0; i < t->n_loaded; i++) {
+        if (strcmp(t->loaded[i].src_channel, src) != 0 || strcmp(t->loaded[i].dst_channel, dst) != 0)
+            continue;
+        *ret = t->loaded[i];
+        t->loaded[i] = t->loaded[--t->n_loaded];
+        return true;
+    }
+    return false;
+}
+
+/* ---- memory --------------------------------------------------------------------------------------- */
+
+void task_hold(struct repl_task *t, size_t bytes)
+{
+    t->held += bytes;
+}
+
+void task_release(struct repl_task *t, size_t bytes)
+{
+    t->held -= bytes;
+}
+
+bool task_over_budget(const struct repl_task *t)
+{
+    return t->held >= t->o.task_bytes || t->o.budget->used >= t->o.budget->limit;
+}
+
+/* ---- collections ------------------------------------------------------------------------------------ */
+
+bool task_ignores(const struct repl_task *t, int64_t id)
+{
+    struct ignored_id *g;
+
+    HASH_FIND(hh, t->ignored, &id, sizeof(id), g);
+    return g != NULL;
+}
+
+void task_ignore(struct repl_task *t, int64_t id)
+{
+    struct ignored_id *g;
+
+    if (task_ignores(t, id))
+        return;
+    g = xcalloc(1, sizeof(*g));
+    g->id = id;
+    HASH_ADD(hh, t->ignored, id, sizeof(g->id), g);
+}
+
+struct coll *task_name_taken(struct repl_task *t, const char *db, const char *name, const struct coll *except)
+{
+    struct coll *c;
+
+    for (c = t->colls; c; c = c->hh.next)
+        if (c != except && c->id < except->id && strcmp(c->dst_name, name) == 0 && strcmp(c->dst_db, db) == 0)
+            return c;
+    return NULL;
+}
+
+/* A kick may remove collections, its own and others: go by ids. */
+static void kick_colls(struct repl_task *t, bool (*which)(const struct coll *c))
+{
+    size_t n = 0, cap = HASH_COUNT(t->colls);
+    int64_t *ids = xcalloc(cap ? cap : 1, sizeof(*ids));
+    struct coll *c;
+
+    for (c = t->colls; c; c = c->hh.next)
+        if (which(c))
+            ids[n++] = c->id;
+    for (size_t i = 0; i < n; i++) {
+        HASH_FIND(hh, t->colls, &ids[i], sizeof(ids[i]), c);
+        if (c)
+            coll_kick(c);
+    }
+    free(ids);
+}
+
+static bool is_mapping(const struct coll *c)
+{
+    return c->state == COLL_MAPPING;
+}
+
+static bool has_drop(const struct coll *c)
+{
+    if (c->state == COLL_DROPPING || c->forced)
+        return true;
+    for (const struct part *p = c->parts; p; p = p->hh.next)
+        if (p->dropping)
+            return true;
+    return false;
+}
+
+static void on_kick_timer(void *arg)
+{
+    struct repl_task *t = arg;
+
+    kick_colls(t, is_mapping);
+    for (struct stream *s = t->streams; s; s = s->hh.next)
+        stream_kick(s);
+}
+
+void task_kick_waiting(struct repl_task *t)
+{
+    timer_set(&t->kick_timer, 0);
+}
+
+static void on_new_stored(void *arg, const struct err *err)
+{
+    struct coll *c = arg;
+
+    c->storing = false;
+    if (c->state == COLL_NEW && err)
+        task_fatal(c->task, err);
+    else if (c->state == COLL_NEW)
+        coll_stored(c);
+    coll_unref(c);
+}
+
+static void coll_store_new(struct coll *c)
+{
+    struct store *s = c->task->o.store;
+    struct store_batch *b = s->ops->begin(s, c->task->o.id);
+
+    coll_put(c, b);
+    coll_ref(c);
+    c->storing = true;
+    s->ops->commit(b, on_new_stored, c);
+}
+
+static int join_at_start(struct repl_task *t, const struct src_collection *sc, size_t shard, struct coll_join *ret)
+{
+    const struct src_shard *sh = &sc->shards[shard];
+    struct err err;
+
+    if (sh->start_id_len && t->o.wal->ops->id_decode(sh->start_id, sh->start_id_len, &ret->from) == 0) {
+        ret->join = ret->from;
+        return 0;
+    }
+    err_set(&err, ERR_PROTO, ERRC_USER, "collection %s.%s has no usable start position on channel %s in etcd", sc->db_name,
+            sc->name, sh->pchannel);
+    task_fatal(t, &err);
+    return -1;
+}
+
+/* New since the task began: from its first row. */
+static void join_new(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m)
+{
+    struct coll_join *joins = xcalloc(sc->n_shards ? sc->n_shards : 1, sizeof(*joins));
+    bool ok = true;
+
+    for (size_t i = 0; i < sc->n_shards && ok; i++)
+        ok = join_at_start(t, sc, i, &joins[i]) == 0;
+    if (ok) {
+        log_info("repl", "a new collection joins the task", KS("task", t->o.id), KS("db", sc->db_name),
+                 KS("collection", sc->name), KI("id", sc->id));
+        coll_store_new(coll_new(t, sc, m, joins));
+    }
+    free(joins);
+}
+
+void task_consider(struct repl_task *t, const struct src_collection *sc)
+{
+    struct coll *c;
+    struct repl_match m;
+
+    HASH_FIND(hh, t->colls, &sc->id, sizeof(sc->id), c);
+    if (c) {
+        coll_update(c, sc);
+        return;
+    }
+    if (t->state != RUN_RUNNING || t->fatal || sc->state == SRC_CREATING || task_ignores(t, sc->id))
+        return;
+    if (sc->state == SRC_DROPPING || !t->o.selection.match(t->o.selection.ctx, sc->db_name, sc->name, &m))
+        task_ignore(t, sc->id);
+    else
+        join_new(t, sc, &m);
+}
+
+static void on_synced(void *arg, const struct err *err)
+{
+    struct repl_task *t = arg;
+
+    t->syncing = false;
+    if (err) {
+        set_text(&t->catalog_trouble, err->text);
+        timer_set(&t->start_timer, backoff_next_ms(&t->start_backoff));
+        return;
+    }
+    t->sync_round++;
+    t->start_backoff.cur_ms = 0;
+    set_text(&t->catalog_trouble, NULL);
+    if (t->state == RUN_JOINING) {
+        start_step(t);
+        return;
+    }
+    on_kick_timer(t);
+    ops_kick(t->ops);
+}
+
+void task_sync(struct repl_task *t)
+{
+    if (t->syncing || timer_armed(&t->start_timer))
+        return;
+    t->syncing = true;
+    t->o.catalog->ops->sync(t->o.catalog, on_synced, t);
+}
+
+/* ---- catalog events --------------------------------------------------------------------------------- */
+
+static void on_catalog_ready(void *arg)
+{
+    struct repl_task *t = arg;
+    const struct src_collection *sc;
+    int64_t id = INT64_MIN;
+
+    t->catalog_ready = true;
+    if (t->state != RUN_RUNNING) {
+        start_step(t);
+        return;
+    }
+    while ((sc = t->o.catalog->ops->next(t->o.catalog, id))) {
+        id = sc->id;
+        task_consider(t, sc);
+    }
+}
+
+static void on_catalog_collection(void *arg, const struct src_collection *sc)
+{
+    task_consider(arg, sc);
+}
+
+static void on_catalog_database(void *arg, int64_t db_id, const char *name, bool dropped)
+{
+    (void)arg; /* made with the first collection, or by the operation of the replicate channel */
+    (void)db_id;
+    (void)name;
+    (void)dropped;
+}
+
+static void on_catalog_trouble(void *arg, const struct err *err)
+{
+    struct repl_task *t = arg;
+
+    set_text(&t->catalog_trouble, err ? err->text : NULL);
+}
+
+/* ---- first start: where each collection begins --------------------------------------------------------- */
+
+static bool joins_at_end(struct repl_task *t, const struct src_collection *sc, size_t shard, const struct repl_match *m)
+{
+    const uint8_t *id;
+    size_t len;
+    uint64_t tt;
+
+    return !m->use_start_position &&
+           !t->o.selection.position(t->o.selection.ctx, sc->shards[shard].vchannel, &id, &len, &tt);
+}
+
+static void on_end(void *arg, const struct err *err, bool found, struct wal_pos last)
+{
+    struct join_topic *jt = arg;
+
+    if (err) {
+        set_text(&jt->task->start_trouble, err->text);
+        timer_set(&jt->task->start_timer, backoff_next_ms(&jt->task->start_backoff));
+        jt->asking = false;
+        return;
+    }
+    jt->asking = false;
+    jt->answered = true;
+    jt->found = found;
+    jt->last = last;
+    start_step(jt->task);
+}
+
+static struct join_topic *topic_of(struct repl_task *t, const char *name)
+{
+    struct join_topic *jt;
+
+    HASH_FIND_STR(t->topics, name, jt);
+    if (jt)
+        return jt;
+    jt = xcalloc(1, sizeof(*jt));
+    jt->task = t;
+    jt->name = xstrdup(name);
+    HASH_ADD_KEYPTR(hh, t->topics, jt->name, strlen(jt->name), jt);
+    return jt;
+}
+
+static void topics_free(struct repl_task *t)
+{
+    struct join_topic *jt, *tmp;
+
+    HASH_ITER(hh, t->topics, jt, tmp) {
+        t->o.wal->ops->end_cancel(t->o.wal, jt);
+        HASH_DEL(t->topics, jt);
+        free(jt->name);
+        free(jt);
+    }
+}
+
+/* Asks for the end of every topic that is needed; true when all are known. */
+static bool topics_known(struct repl_task *t)
+{
+    struct join_topic *jt;
+    bool all = true;
+
+    for (jt = t->topics; jt; jt = jt->hh.next) {
+        all &= jt->answered;
+        if (jt->answered || jt->asking)
+            continue;
+        jt->asking = true;
+        t->o.wal->ops->end(t->o.wal, jt->name, on_end, jt);
+    }
+    return all;
+}
+
+typedef void (*selected_fn)(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m);
+
+static void for_each_selected(struct repl_task *t, selected_fn fn)
+{
+    const struct src_collection *sc;
+    struct repl_match m;
+    int64_t id = INT64_MIN;
+
+    while ((sc = t->o.catalog->ops->next(t->o.catalog, id))) {
+        id = sc->id;
+        if (sc->state == SRC_ALIVE && t->o.selection.match(t->o.selection.ctx, sc->db_name, sc->name, &m))
+            fn(t, sc, &m);
+    }
+}
+
+static void want_topics(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m)
+{
+    for (size_t i = 0; i < sc->n_shards; i++)
+        if (joins_at_end(t, sc, i, m))
+            (void)topic_of(t, sc->shards[i].pchannel);
+}
+
+static int join_place(struct repl_task *t, const struct src_collection *sc, size_t i, const struct repl_match *m,
+                      struct coll_join *ret)
+{
+    const uint8_t *id;
+    size_t len;
+    struct err err;
+
+    if (t->o.selection.position(t->o.selection.ctx, sc->shards[i].vchannel, &id, &len, &ret->skip_tt)) {
+        if (t->o.wal->ops->id_decode(id, len, &ret->from) == 0) {
+            ret->join = ret->from;
+            return 0;
+        }
+        err_set(&err, ERR_INVALID, ERRC_USER, "the position given for %s is not a message id of %s",
+                sc->shards[i].vchannel, t->o.wal->name);
+        task_fatal(t, &err);
+        return -1;
+    }
+    if (m->use_start_position)
+        return join_at_start(t, sc, i, ret);
+    ret->from = topic_of(t, sc->shards[i].pchannel)->last;
+    ret->join = ret->from;
+    ret->join.minor++; /* behind the last message that exists now */
+    return 0;
+}
+
+static void join_existing(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m)
+{
+    struct coll_join *joins = xcalloc(sc->n_shards ? sc->n_shards : 1, sizeof(*joins));
+    bool ok = !t->fatal;
+
+    for (size_t i = 0; i < sc->n_shards && ok; i++)
+        ok = join_place(t, sc, i, m, &joins[i]) == 0;
+    if (ok)
+        (void)coll_new(t, sc, m, joins);
+    free(joins);
+}
+
+static void join_ops(struct repl_task *t)
+{
+    struct repl_ckpt ck = {0};
+
+    if (t->o.rpc_id) {
+        if (t->o.wal->ops->id_decode(t->o.rpc_id, t->o.rpc_id_len, &ck.start)) {
+            struct err err;
+            err_set(&err, ERR_INVALID, ERRC_USER, "rpc_channel_info.position is not a message id of %s", t->o.wal->name);
+            task_fatal(t, &err);
+            return;
+        }
+        ck.done = ck.start;
+        if (ck.done.minor)
+            ck.done.minor--;
+    } else {
+        ck.start = ck.done = topic_of(t, t->o.replicate_chan)->last;
+    }
+    ops_set_start(t->ops, &ck);
+}
+
+static void run(struct repl_task *t)
+{
+    struct coll *c;
+
+    t->state = RUN_RUNNING;
+    timer_set(&t->ckpt_timer, CKPT_MS);
+    for (c = t->colls; c; c = c->hh.next)
+        if (c->state == COLL_NEW)
+            c->state = COLL_MAPPING;
+    ops_open(t->ops);
+    on_catalog_ready(t); /* what appeared meanwhile */
+    task_kick_waiting(t);
+}
+
+static void on_joined(void *arg, const struct err *err)
+{
+    struct repl_task *t = arg;
+
+    if (err) {
+        task_fatal(t, err);
+        return;
+    }
+    topics_free(t);
+    if (t->started)
+        t->started(t->started_arg, NULL);
+    run(t);
+}
+
+/* Everything that the first start decided, in one commit. */
+static void store_join(struct repl_task *t)
+{
+    struct store *s = t->o.store;
+    struct store_batch *b;
+    struct repl_ckpt ck;
+    struct coll *c;
+
+    for_each_selected(t, join_existing);
+    join_ops(t);
+    if (t->fatal)
+        return;
+    b = s->ops->begin(s, t->o.id);
+    for (c = t->colls; c; c = c->hh.next)
+        coll_put(c, b);
+    ops_fill_ckpt(t->ops, &ck);
+    s->ops->put_ckpt(b, &ck);
+    log_info("repl", "task joins", KS("task", t->o.id), KU("collections", HASH_COUNT(t->colls)));
+    t->joined = true;
+    s->ops->commit(b, on_joined, t);
+}
+
+/* ---- start -------------------------------------------------------------------------------------------- */
+
+static void take_records(struct repl_task *t, const struct repl_ckpt *ckpts, size_t n_ckpts,
+                         const struct repl_collection_rec *colls, size_t n_colls)
+{
+    struct err err;
+    struct repl_ckpt ops_ck;
+
+    t->loaded = xcalloc(n_ckpts ? n_ckpts : 1, sizeof(*t->loaded));
+    for (size_t i = 0; i < n_ckpts; i++)
+        ckpt_dup(&t->loaded[t->n_loaded++], &ckpts[i]);
+    t->first_start = !task_take_ckpt(t, t->o.replicate_chan, "", &ops_ck);
+    if (!t->first_start) {
+        ops_set_start(t->ops, &ops_ck);
+        ckpt_release(&ops_ck);
+    }
+    for (size_t i = 0; i < n_colls; i++)
+        if (!coll_from_record(t, &colls[i], &err)) {
+            task_fatal(t, &err);
+            return;
+        }
+}
+
+static void on_loaded(void *arg, const struct err *err, const struct repl_ckpt *ckpts, size_t n_ckpts,
+                      const struct repl_collection_rec *colls, size_t n_colls)
+{
+    struct repl_task *t = arg;
+
+    if (err) {
+        set_text(&t->start_trouble, err->text);
+        timer_set(&t->start_timer, backoff_next_ms(&t->start_backoff));
+        return;
+    }
+    take_records(t, ckpts, n_ckpts, colls, n_colls);
+    t->loaded_ok = true;
+    t->state = RUN_JOINING;
+    start_step(t);
+}
+
+/* Goes on with the start as far as what is known allows. */
+static void start_step(struct repl_task *t)
+{
+    if (t->fatal || !t->loaded_ok || !t->catalog_ready || t->state != RUN_JOINING || t->joined)
+        return;
+    if (!t->first_start) {
+        if (t->started)
+            t->started(t->started_arg, NULL);
+        run(t);
+        return;
+    }
+    if (!t->sync_round) {
+        task_sync(t); /* the catalog must hold what existed when the user asked */
+        return;
+    }
+    for_each_selected(t, want_topics);
+    if (!t->o.rpc_id)
+        (void)topic_of(t, t->o.replicate_chan);
+    if (!topics_known(t))
+        return;
+    set_text(&t->start_trouble, NULL);
+    store_join(t);
+}
+
+static void on_start_timer(void *arg)
+{
+    struct repl_task *t = arg;
+
+    if (t->state == RUN_LOADING)
+        t->o.store->ops->load(t->o.store, t->o.id, on_loaded, t);
+    else if (t->state == RUN_JOINING)
+        start_step(t);
+    else
+        on_kick_timer(t); /* a stalled stream asks again */
+}
+
+void repl_task_start(struct repl_task *t, store_done_fn started, void *arg)
+{
+    t->started = started;
+    t->started_arg = arg;
+    t->state = RUN_LOADING;
+    t->catalog_sub = t->o.catalog->ops->subscribe(t->o.catalog,
+                                                  &(struct catalog_cbs){.on_ready = on_catalog_ready,
+                                                                        .on_collection = on_catalog_collection,
+                                                                        .on_database = on_catalog_database,
+                                                                        .on_trouble = on_catalog_trouble},
+                                                  t);
+    t->o.store->ops->load(t->o.store, t->o.id, on_loaded, t);
+}
+
+/* ---- checkpoints --------------------------------------------------------------------------------------- */
+
+/* Puts every link whose progress is not stored yet into one commit. False: nothing to store. */
+static bool store_dirty(struct repl_task *t, store_done_fn done)
+{
+    struct store *s = t->o.store;
+    struct store_batch *b = NULL;
+    struct repl_ckpt ck;
+    struct link *l;
+
+    for (struct stream *st = t->streams; st; st = st->hh.next)
+        LIST_FOREACH(l, &st->links, of_stream) {
+            if (!l->dirty)
+                continue;
+            if (!b)
+                b = s->ops->begin(s, t->o.id);
+            link_fill_ckpt(l, &ck);
+            s->ops->put_ckpt(b, &ck);
+            l->dirty = false;
+        }
+    if (ops_dirty(t->ops)) {
+        if (!b)
+            b = s->ops->begin(s, t->o.id);
+        ops_fill_ckpt(t->ops, &ck);
+        s->ops->put_ckpt(b, &ck);
+        ops_clear_dirty(t->ops);
+    }
+    if (b)
+        s->ops->commit(b, done, t);
+    return b != NULL;
+}
+
+static void on_stored(void *arg, const struct err *err)
+{
+    if (err)
+        task_fatal(arg, err);
+}
+
+static void on_ckpt_timer(void *arg)
+{
+    struct repl_task *t = arg;
+
+    (void)store_dirty(t, on_stored);
+    if (t->drops_open)
+        kick_colls(t, has_drop);
+    timer_set(&t->ckpt_timer, CKPT_MS);
+}
+
+/* ---- stop ------------------------------------------------------------------------------------------------ */
+
+static void stop_reading(struct repl_task *t)
+{
+    struct link *l;
+
+    for (struct stream *s = t->streams; s; s = s->hh.next) {
+        s->state = STREAM_CLOSED;
+        stream_close_reader(s);
+        timer_cancel(&s->reset_timer);
+        LIST_FOREACH(l, &s->links, of_stream) {
+            link_reset(l);
+            tchan_discard_next_with(l->tchan, l);
+        }
+    }
+    ops_close_reader(t->ops);
+}
+
+static bool in_flight(const struct repl_task *t)
+{
+    const struct link *l;
+
+    for (const struct stream *s = t->streams; s; s = s->hh.next)
+        LIST_FOREACH(l, &s->links, of_stream)
+            if (tchan_flying_with(l->tchan, l))
+                return true;
+    return ops_busy(t->ops);
+}
+
+static void stop_finished(struct repl_task *t)
+{
+    void (*stopped)(void *) = t->stopped;
+
+    t->state = RUN_STOPPED;
+    timer_cancel(&t->stop_timer);
+    t->stopped = NULL;
+    if (stopped)
+        stopped(t->stopped_arg);
+}
+
+static void on_stop_stored(void *arg, const struct err *err)
+{
+    struct repl_task *t = arg;
+
+    if (err)
+        log_error("repl", "the last checkpoints were not stored", KS("task", t->o.id), KS("error", err->text));
+    if (t->state == RUN_STOPPING)
+        stop_finished(t);
+}
+
+static void stop_store(struct repl_task *t)
+{
+    struct link *l;
+
+    t->stop_stored = true;
+    for (struct stream *s = t->streams; s; s = s->hh.next)
+        LIST_FOREACH(l, &s->links, of_stream)
+            link_restart(l);
+    if (!store_dirty(t, on_stop_stored))
+        timer_set(&t->stop_timer, 0);
+}
+
+static void on_stop_timer(void *arg)
+{
+    struct repl_task *t = arg;
+
+    if (t->state != RUN_STOPPING)
+        return;
+    if (!t->stop_stored) {
+        log_warn("repl", "requests did not end in time; they are in doubt", KS("task", t->o.id));
+        stop_store(t);
+    } else {
+        stop_finished(t);
+    }
+}
+
+void task_on_progress(struct repl_task *t)
+{
+    if (t->state == RUN_STOPPING) {
+        if (!t->stop_stored && !in_flight(t))
+            stop_store(t);
+        return;
+    }
+    ops_kick(t->ops);
+    if (t->drops_open)
+        kick_colls(t, has_drop);
+}
+
+void repl_task_stop(struct repl_task *t, unsigned limit_ms, void (*done)(void *arg), void *arg)
+{
+    bool ran = t->state == RUN_RUNNING;
+
+    t->stopped = done;
+    t->stopped_arg = arg;
+    t->state = RUN_STOPPING;
+    timer_cancel(&t->ckpt_timer);
+    timer_cancel(&t->start_timer);
+    timer_cancel(&t->kick_timer);
+    stop_reading(t);
+    if (!ran) {
+        t->stop_stored = true;
+        timer_set(&t->stop_timer, 0);
+    } else if (in_flight(t)) {
+        timer_set(&t->stop_timer, limit_ms);
+    } else {
+        stop_store(t);
+    }
+}
+
+static void on_fatal_timer(void *arg)
+{
+    struct repl_task *t = arg;
+
+    t->o.on_fatal(t->o.arg, &t->fatal_err);
+}
+
+void task_fatal(struct repl_task *t, const struct err *err)
+{
+    if (t->fatal || t->state == RUN_STOPPING || t->state == RUN_STOPPED)
+        return;
+    t->fatal = true;
+    t->fatal_err = *err;
+    log_error("repl", "task stops", KS("task", t->o.id), KS("class", err_class_name(err->cls)), KS("error", err->text));
+    timer_set(&t->fatal_timer, 0);
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------- */
+
+struct repl_task *repl_task_new(const struct repl_task_options *o)
+{
+    struct repl_task *t = xcalloc(1, sizeof(*t));
+
+    t->o = *o;
+    t->o.id = xstrdup(o->id);
+    t->o.replicate_chan = xstrdup(o->replicate_chan);
+    t->o.default_partition = xstrdup(o->default_partition);
+    t->o.hub = repl_hub_ref(o->hub);
+    t->loop = o->loop;
+    t->start_backoff = (struct backoff)BACKOFF_INIT(100, 5000);
+    timer_init(&t->ckpt_timer, t->loop, LOOP_PRIO_NORMAL, on_ckpt_timer, t);
+    timer_init(&t->start_timer, t->loop, LOOP_PRIO_NORMAL, on_start_timer, t);
+    timer_init(&t->stop_timer, t->loop, LOOP_PRIO_NORMAL, on_stop_timer, t);
+    timer_init(&t->kick_timer, t->loop, LOOP_PRIO_NORMAL, on_kick_timer, t);
+    timer_init(&t->fatal_timer, t->loop, LOOP_PRIO_NORMAL, on_fatal_timer, t);
+    t->ops = ops_new(t);
+    return t;
+}
+
+static void free_timers(struct repl_task *t)
+{
+    timer_release(&t->ckpt_timer);
+    timer_release(&t->start_timer);
+    timer_release(&t->stop_timer);
+    timer_release(&t->kick_timer);
+    timer_release(&t->fatal_timer);
+}
+
+void repl_task_free(struct repl_task *t)
+{
+    struct ignored_id *g, *tmp;
+
+    if (!t)
+        return;
+    t->state = RUN_STOPPED;
+    if (t->catalog_sub)
+        t->o.catalog->ops->unsubscribe(t->o.catalog, t->catalog_sub);
+    t->o.catalog->ops->sync_cancel(t->o.catalog, t);
+    topics_free(t);
+    for (struct stream *s = t->streams; s; s = s->hh.next) {
+        s->state = STREAM_CLOSED;
+        stream_close_reader(s);
+    }
+    while (t->colls)
+        coll_detach(t->colls);
+    while (t->streams)
+        stream_free(t->streams);
+    ops_free(t->ops);
+    t->o.store->ops->cancel(t->o.store, t);
+    free_timers(t);
+    HASH_ITER(hh, t->ignored, g, tmp) {
+        HASH_DEL(t->ignored, g);
+        free(g);
+    }
+    while (t->n_loaded)
+        ckpt_release(&t->loaded[--t->n_loaded]);
+    free(t->loaded);
+    free(t->catalog_trouble);
+    free(t->start_trouble);
+    repl_hub_unref(t->o.hub);
+    free((char *)t->o.id);
+    free((char *)t->o.replicate_chan);
+    free((char *)t->o.default_partition);
+    free(t);
+}

@@ -1,0 +1,769 @@
+/*
+ * manager.c - the tasks of this daemon. Requests for one task run one after another; each is a small chain of
+ * asynchronous steps that ends in op_finish().
+ */
+#include "task/manager.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/base64.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/metric.h"
+#include "base/pbwire.h"
+#include "daemon/config.h"
+#include "task/priv.h"
+
+#define START_LIMIT_MS 20000 /* a create is given up when the source does not answer for so long */
+#define STOP_LIMIT_MS 3000
+
+static void op_begin(void *arg);
+
+static const char *state_name(enum task_state s)
+{
+    return s == TASK_RUNNING ? "Running" : s == TASK_PAUSED ? "Paused" : "Initial";
+}
+
+static struct mtask *find(struct manager *m, const char *id)
+{
+    struct mtask *t = NULL;
+
+    if (id)
+        HASH_FIND_STR(m->tasks, id, t);
+    return t;
+}
+
+static int by_id(struct mtask *a, struct mtask *b)
+{
+    return strcmp(a->id, b->id);
+}
+
+static void start_timeout(void *arg);
+
+static struct mtask *mtask_new(struct manager *m, const char *id)
+{
+    struct mtask *t = xcalloc(1, sizeof(*t));
+
+    t->m = m;
+    t->id = xstrdup(id);
+    t->reason = xstrdup("");
+    STAILQ_INIT(&t->ops);
+    timer_init(&t->timer, m->d.loop, LOOP_PRIO_NORMAL, start_timeout, t);
+    timer_init(&t->next, m->d.loop, LOOP_PRIO_HIGH, op_begin, t);
+    HASH_ADD_KEYPTR(hh, m->tasks, t->id, strlen(t->id), t);
+    HASH_SORT(m->tasks, by_id);
+    return t;
+}
+
+static void mtask_free(struct mtask *t)
+{
+    struct manager *m = t->m;
+
+    runtime_release(t);
+    target_probe_cancel(t->probe);
+    m->d.registry->ops->cancel(m->d.registry, t);
+    while (!STAILQ_EMPTY(&t->ops)) {
+        struct op *o = STAILQ_FIRST(&t->ops);
+        STAILQ_REMOVE_HEAD(&t->ops, entry);
+        free(o);
+    }
+    timer_release(&t->timer);
+    timer_release(&t->next);
+    metric_remove_matching("task_id", t->id);
+    HASH_DEL(m->tasks, t);
+    spec_free(t->spec);
+    free(t->id);
+    free(t->key);
+    free(t->reason);
+    free(t);
+}
+
+/* ---- queue of requests ------------------------------------------------------------------------------ */
+
+static struct op *op_add(struct mtask *t, enum op_kind kind, manager_fn fn, void *arg)
+{
+    struct op *o = xcalloc(1, sizeof(*o));
+
+    o->kind = kind;
+    o->fn = fn;
+    o->arg = arg;
+    STAILQ_INSERT_TAIL(&t->ops, o, entry);
+    if (STAILQ_FIRST(&t->ops) == o)
+        timer_set(&t->next, 0);
+    return o;
+}
+
+/* Ends the request at the head; gone: the task is removed. err NULL: success. */
+static void op_finish(struct mtask *t, const struct err *err, bool gone)
+{
+    struct op *o = STAILQ_FIRST(&t->ops);
+    struct manager *m = t->m;
+    struct err not_found;
+    STAILQ_HEAD(, op) rest = STAILQ_HEAD_INITIALIZER(rest);
+
+    STAILQ_REMOVE_HEAD(&t->ops, entry);
+    if (!gone && !STAILQ_EMPTY(&t->ops))
+        timer_set(&t->next, 0);
+    if (gone) {
+        STAILQ_CONCAT(&rest, &t->ops);
+        mtask_free(t);
+    }
+    if (o->fn)
+        o->fn(o->arg, err);
+    free(o);
+    err_set(&not_found, ERR_NOT_FOUND, ERRC_USER, "the task was deleted");
+    while (!STAILQ_EMPTY(&rest)) {
+        o = STAILQ_FIRST(&rest);
+        STAILQ_REMOVE_HEAD(&rest, entry);
+        if (o->fn)
+            o->fn(o->arg, &not_found);
+        free(o);
+    }
+    if (m->stop)
+        manager_stop(m, NULL, NULL);
+}
+
+static void set_state(struct mtask *t, enum task_state state, const char *reason)
+{
+    log_info("task", "state", KS("task", t->id), KS("from", state_name(t->state)), KS("to", state_name(state)),
+             KS("reason", reason));
+    t->state = state;
+    free(t->reason);
+    t->reason = xstrdup(reason);
+}
+
+/* Stores a state; the copy in memory changes with the answer's step. */
+static void store_state(struct mtask *t, enum task_state state, const char *reason, reg_done_fn done)
+{
+    set_state(t, state, reason);
+    t->m->d.registry->ops->set_state(t->m->d.registry, t->id, state, reason, 0, done, t);
+}
+
+/* ---- create --------------------------------------------------------------------------------------------- */
+
+static void on_create_removed(void *arg, const struct err *err)
+{
+    struct mtask *t = arg;
+    struct err failure = t->failure;
+
+    (void)err; /* what could not be removed has state Initial and is removed at the next start */
+    op_finish(t, &failure, true);
+}
+
+static void create_fail(struct mtask *t, const struct err *err)
+{
+    t->failure = *err;
+    timer_cancel(&t->timer);
+    runtime_release(t);
+    log_warn("task", "create failed", KS("task", t->id), KS("error", err->text));
+    if (t->stored)
+        t->m->d.registry->ops->remove(t->m->d.registry, t->id, on_create_removed, t);
+    else
+        op_finish(t, &t->failure, true);
+}
+
+static void on_running_stored(void *arg, const struct err *err)
+{
+    struct mtask *t = arg;
+
+    if (err && STAILQ_FIRST(&t->ops)->kind == OP_CREATE) {
+        create_fail(t, err);
+        return;
+    }
+    op_finish(t, err, false);
+}
+
+/* The runtime has fixed where everything begins: no row from now on is missed. */
+static void on_started(void *arg, const struct err *err)
+{
+    struct mtask *t = arg;
+    struct op *o = STAILQ_FIRST(&t->ops);
+
+    timer_cancel(&t->timer);
+    if (!o)
+        return; /* a start that nobody waits for */
+    if (o->kind == OP_CREATE && err)
+        create_fail(t, err);
+    else if (o->kind == OP_CREATE || o->kind == OP_RESUME)
+        store_state(t, TASK_RUNNING, "", on_running_stored);
+}
+
+static void start_timeout(void *arg)
+{
+    struct mtask *t = arg;
+    struct op *o = STAILQ_FIRST(&t->ops);
+    struct err err;
+    const char *why = t->run ? repl_task_trouble(t->run) : NULL;
+
+    if (!o || (o->kind != OP_CREATE && o->kind != OP_RESUME))
+        return;
+    err_set(&err, ERR_TIMEOUT, ERRC_USER, "fail to start task: the source did not answer within %d s (%s)",
+            START_LIMIT_MS / 1000, why ? why : "waiting for its metadata");
+    if (o->kind == OP_CREATE) {
+        create_fail(t, &err);
+    } else {
+        runtime_release(t);
+        op_finish(t, &err, false);
+    }
+}
+
+static void on_create_claimed(struct mtask *t, const struct err *err)
+{
+    struct err e;
+
+    if (err) {
+        create_fail(t, err);
+        return;
+    }
+    timer_set(&t->timer, START_LIMIT_MS);
+    if (runtime_start(t, on_started, &e))
+        create_fail(t, &e);
+}
+
+static void on_created(void *arg, const struct err *err)
+{
+    struct mtask *t = arg;
+
+    if (err) {
+        create_fail(t, err);
+        return;
+    }
+    t->stored = true;
+    runtime_claim(t, on_create_claimed);
+}
+
+static void create_store(struct mtask *t)
+{
+    char *json = spec_to_store_json(t->spec);
+    struct reg_task r = {.id = t->id,
+                         .spec_json = json,
+                         .target_key = t->key,
+                         .state = TASK_INITIAL,
+                         .reason = (char *)"",
+                         .owner = (char *)"",
+                         .created_ms = (int64_t)clock_wall_ms(),
+                         .updated_ms = (int64_t)clock_wall_ms()};
+
+    t->m->d.registry->ops->create(t->m->d.registry, &r, on_created, t);
+    free(json);
+}
+
+static void check_mode(enum target_mode mode, const struct err *err, struct err *ret)
+{
+    ret->code = ERR_OK;
+    if (err)
+        *ret = *err;
+    else if (mode != TARGET_STANDBY)
+        err_set(ret, ERR_STATE, ERRC_USER,
+                "the target is not a standby: it refuses ReplicateMessage. Set common.ttMsgEnabled: false in its "
+                "milvus.yaml and restart it");
+}
+
+static void on_create_probed(void *arg, const struct err *err, enum target_mode mode, const char *version)
+{
+    struct mtask *t = arg;
+    struct err e;
+
+    t->probe = NULL;
+    check_mode(mode, err, &e);
+    if (e.code) {
+        create_fail(t, &e);
+        return;
+    }
+    log_info("task", "target probed", KS("task", t->id), KS("target", t->key), KS("version", version));
+    create_store(t);
+}
+
+static void probe(struct mtask *t, target_probe_fn done)
+{
+    struct target_options o;
+
+    runtime_target_options(t->spec, &o);
+    t->probe = target_probe_start(t->m->d.loop, &o, done, t);
+}
+
+static void new_task_id(char ret[33])
+{
+    uint8_t raw[16] = {0};
+
+    if (getrandom(raw, sizeof(raw), 0) != (ssize_t)sizeof(raw))
+        abort();
+    raw[6] = (uint8_t)((raw[6] & 0x0f) | 0x40); /* a version 4 UUID without dashes, as the Go implementation's */
+    raw[8] = (uint8_t)((raw[8] & 0x3f) | 0x80);
+    for (size_t i = 0; i < sizeof(raw); i++)
+        snprintf(ret + 2 * i, 3, "%02x", raw[i]);
+}
+
+static int check_overlap(struct manager *m, struct task_spec *spec, const char *key, struct err *err)
+{
+    for (struct mtask *t = m->tasks; t; t = t->hh.next) {
+        char *text;
+        if (!t->spec || strcmp(t->key, key) != 0)
+            continue;
+        text = spec_overlap(spec, t->spec);
+        if (text) {
+            err_set(err, ERR_EXISTS, ERRC_USER, "%s (task %s)", text, t->id);
+            free(text);
+            return ERR_EXISTS;
+        }
+        spec_add_exclusions(spec, t->spec);
+    }
+    return 0;
+}
+
+/* Answers a create that never became a task, from the loop. */
+struct late_answer {
+    manager_fn fn;
+    void *arg;
+    struct err err;
+    bool ok;
+};
+
+static void answer_late(void *arg)
+{
+    struct late_answer *a = arg;
+
+    if (a->fn)
+        a->fn(a->arg, a->ok ? NULL : &a->err);
+    free(a);
+}
+
+static void answer(struct manager *m, manager_fn fn, void *arg, const struct err *err)
+{
+    struct late_answer *a = xcalloc(1, sizeof(*a));
+
+    a->fn = fn;
+    a->arg = arg;
+    a->ok = err == NULL;
+    if (err)
+        a->err = *err;
+    loop_defer(m->d.loop, answer_late, a);
+}
+
+void manager_create(struct manager *m, struct task_spec *spec, manager_fn done, void *arg)
+{
+    struct err err;
+    struct mtask *t;
+    char id[33], *key;
+
+    if (spec->task_id && find(m, spec->task_id)) {
+        answer(m, done, arg, NULL);
+        spec_free(spec);
+        return;
+    }
+    key = runtime_key(spec);
+    if (!key)
+        err_set(&err, ERR_INVALID, ERRC_USER, "the target's uri is not http(s)://host:port");
+    else if (!m->loaded)
+        err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "the task registry is not loaded yet");
+    else if (HASH_COUNT(m->tasks) >= (unsigned)m->d.config->max_task_num)
+        err_set(&err, ERR_LIMIT, ERRC_USER, "there are %u tasks already, the limit is maxTaskNum in the configuration",
+                HASH_COUNT(m->tasks));
+    else if (check_overlap(m, spec, key, &err) == 0)
+        err.code = ERR_OK;
+    if (err.code) {
+        answer(m, done, arg, &err);
+        free(key);
+        spec_free(spec);
+        return;
+    }
+    if (!spec->task_id) {
+        new_task_id(id);
+        spec->task_id = xstrdup(id);
+    }
+    t = mtask_new(m, spec->task_id);
+    t->spec = spec;
+    t->key = key;
+    (void)op_add(t, OP_CREATE, done, arg);
+}
+
+/* ---- pause, and the end of a task that failed -------------------------------------------------------------- */
+
+static void after_pause(struct mtask *t, const struct err *err);
+
+static void on_keep_claimed(struct mtask *t, const struct err *err)
+{
+    if (!err)
+        runtime_keep(t);
+    op_finish(t, NULL, false);
+}
+
+static void after_pause(struct mtask *t, const struct err *err)
+{
+    runtime_release(t);
+    if (!err && t->spec && t->spec->keep_queryable)
+        runtime_claim(t, on_keep_claimed);
+    else
+        op_finish(t, err, false);
+}
+
+static void on_pause_stored(void *arg, const struct err *err)
+{
+    after_pause(arg, err);
+}
+
+static void on_pause_stopped(void *arg)
+{
+    struct mtask *t = arg;
+    struct op *o = STAILQ_FIRST(&t->ops);
+    char reason[1100];
+
+    if (o->kind == OP_PAUSE) {
+        store_state(t, TASK_PAUSED, "manually pause through http interface", on_pause_stored);
+        return;
+    }
+    snprintf(reason, sizeof(reason), "%s%s",
+             o->err.cls == ERRC_LOST   ? "LOST: fail to read the message: "
+             : o->err.cls == ERRC_DATA ? "fail to handle replicate message: "
+                                       : "fail to handle the replicate event: ",
+             o->err.text);
+    store_state(t, TASK_PAUSED, reason, on_pause_stored);
+}
+
+void manager_on_fatal(void *arg, const struct err *err)
+{
+    struct mtask *t = arg;
+    struct op *head = STAILQ_FIRST(&t->ops);
+
+    if (head && head->kind == OP_CREATE) {
+        create_fail(t, err);
+        return;
+    }
+    if (head && head->kind == OP_RESUME) {
+        timer_cancel(&t->timer);
+        runtime_release(t);
+        op_finish(t, err, false);
+        return;
+    }
+    op_add(t, OP_FAIL, NULL, NULL)->err = *err;
+}
+
+/* ---- resume ---------------------------------------------------------------------------------------------------- */
+
+static void on_resume_claimed(struct mtask *t, const struct err *err)
+{
+    struct err e;
+
+    if (err) {
+        op_finish(t, err, false);
+        return;
+    }
+    timer_set(&t->timer, START_LIMIT_MS);
+    if (runtime_start(t, on_started, &e)) {
+        timer_cancel(&t->timer);
+        runtime_release(t);
+        op_finish(t, &e, false);
+    }
+}
+
+static void on_resume_probed(void *arg, const struct err *err, enum target_mode mode, const char *version)
+{
+    struct mtask *t = arg;
+    struct err e;
+
+    (void)version;
+    t->probe = NULL;
+    check_mode(mode, err, &e);
+    if (e.code) {
+        op_finish(t, &e, false);
+        return;
+    }
+    runtime_release(t); /* what kept the target queryable */
+    runtime_claim(t, on_resume_claimed);
+}
+
+/* ---- start of the daemon: a running task goes on, also when its target is away ----------------------------------- */
+
+static void on_load_claimed(struct mtask *t, const struct err *err)
+{
+    struct err e;
+
+    if (err || runtime_start(t, on_started, &e))
+        log_error("task", "fail to start task", KS("task", t->id), KS("error", err ? err->text : e.text));
+    op_finish(t, NULL, false);
+}
+
+static void load_task(struct mtask *t)
+{
+    if (t->state == TASK_RUNNING)
+        runtime_claim(t, on_load_claimed);
+    else if (t->spec && t->spec->keep_queryable)
+        runtime_claim(t, on_keep_claimed);
+    else
+        op_finish(t, NULL, false);
+}
+
+/* ---- delete --------------------------------------------------------------------------------------------------------- */
+
+static void on_removed(void *arg, const struct err *err)
+{
+    struct mtask *t = arg;
+
+    op_finish(t, err, err == NULL);
+}
+
+static void on_delete_stopped(void *arg)
+{
+    struct mtask *t = arg;
+
+    runtime_release(t);
+    t->m->d.registry->ops->remove(t->m->d.registry, t->id, on_removed, t);
+}
+
+/* ---- the requests' first steps ----------------------------------------------------------------------------------------- */
+
+static void stop_run(struct mtask *t, void (*stopped)(void *arg))
+{
+    if (t->run)
+        repl_task_stop(t->run, STOP_LIMIT_MS, stopped, t);
+    else
+        stopped(t);
+}
+
+static void refuse(struct mtask *t, const char *text)
+{
+    struct err err;
+
+    err_set(&err, ERR_STATE, ERRC_USER, "%s, task_id: %s", text, t->id);
+    op_finish(t, &err, false);
+}
+
+static void op_begin(void *arg)
+{
+    struct mtask *t = arg;
+    struct op *o = STAILQ_FIRST(&t->ops);
+
+    if (!o)
+        return;
+    switch (o->kind) {
+    case OP_CREATE:
+        probe(t, on_create_probed);
+        return;
+    case OP_PAUSE:
+        if (t->state == TASK_PAUSED)
+            refuse(t, "the task is paused already");
+        else
+            stop_run(t, on_pause_stopped);
+        return;
+    case OP_RESUME:
+        if (t->state == TASK_RUNNING)
+            refuse(t, "the task is running already");
+        else if (!t->spec)
+            refuse(t, t->reason);
+        else
+            probe(t, on_resume_probed);
+        return;
+    case OP_DELETE:
+        stop_run(t, on_delete_stopped);
+        return;
+    case OP_FAIL:
+        if (t->run && t->state == TASK_RUNNING)
+            repl_task_stop(t->run, STOP_LIMIT_MS, on_pause_stopped, t);
+        else
+            op_finish(t, NULL, false);
+        return;
+    case OP_LOAD:
+        load_task(t);
+        return;
+    }
+}
+
+static void request(struct manager *m, const char *task_id, enum op_kind kind, manager_fn done, void *arg)
+{
+    struct mtask *t = find(m, task_id);
+    struct err err;
+
+    if (t) {
+        (void)op_add(t, kind, done, arg);
+        return;
+    }
+    err_set(&err, ERR_NOT_FOUND, ERRC_USER, "not found the task, task_id: %s", task_id ? task_id : "");
+    answer(m, done, arg, &err);
+}
+
+void manager_pause(struct manager *m, const char *task_id, manager_fn done, void *arg)
+{
+    request(m, task_id, OP_PAUSE, done, arg);
+}
+
+void manager_resume(struct manager *m, const char *task_id, manager_fn done, void *arg)
+{
+    request(m, task_id, OP_RESUME, done, arg);
+}
+
+void manager_delete(struct manager *m, const char *task_id, manager_fn done, void *arg)
+{
+    request(m, task_id, OP_DELETE, done, arg);
+}
+
+void manager_cancel(struct manager *m, void *arg)
+{
+    struct op *o;
+
+    for (struct mtask *t = m->tasks; t; t = t->hh.next)
+        STAILQ_FOREACH(o, &t->ops, entry)
+            if (o->arg == arg)
+                o->fn = NULL;
+    position_cancel(m, arg);
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------------------------ */
+
+struct manager *manager_new(const struct manager_deps *d)
+{
+    struct manager *m = xcalloc(1, sizeof(*m));
+
+    m->d = *d;
+    m->budget.limit = d->config->process_bytes;
+    return m;
+}
+
+static void load_one(struct manager *m, const struct reg_task *r)
+{
+    struct mtask *t = mtask_new(m, r->id);
+    struct err err;
+
+    t->stored = true;
+    t->key = xstrdup(r->target_key);
+    t->state = r->state;
+    free(t->reason);
+    t->reason = xstrdup(r->reason);
+    t->spec = spec_from_store(r->id, r->spec_json, &err);
+    if (!t->spec)
+        set_state(t, TASK_PAUSED, err.text);
+    if (t->spec && t->spec->disable_auto_start && t->state == TASK_RUNNING) {
+        set_state(t, TASK_PAUSED, "the task is disabled auto start");
+        m->d.registry->ops->set_state(m->d.registry, t->id, TASK_PAUSED, t->reason, 0, NULL, NULL);
+    }
+    (void)op_add(t, r->state == TASK_INITIAL ? OP_DELETE : OP_LOAD, NULL, NULL);
+}
+
+static void on_listed(void *arg, const struct err *err, const struct reg_task *tasks, size_t n)
+{
+    struct manager *m = arg;
+
+    if (!err) {
+        for (size_t i = 0; i < n; i++)
+            load_one(m, &tasks[i]);
+        m->loaded = true;
+        log_info("task", "tasks loaded", KU("tasks", n));
+    }
+    if (m->ready)
+        m->ready(m->ready_arg, err);
+}
+
+void manager_start(struct manager *m, reg_done_fn ready, void *arg)
+{
+    m->ready = ready;
+    m->ready_arg = arg;
+    m->d.registry->ops->list(m->d.registry, on_listed, m);
+}
+
+static void on_stop_one(void *arg)
+{
+    struct mtask *t = arg;
+    struct manager *m = t->m;
+
+    runtime_release(t);
+    if (--m->stopping == 0 && m->stopped)
+        m->stopped(m->stopped_arg);
+}
+
+/* A request that is under way ends first (op_finish calls again); its client gets the answer. */
+void manager_stop(struct manager *m, void (*done)(void *arg), void *arg)
+{
+    struct mtask *t, *tmp;
+
+    if (done) {
+        m->stopped = done;
+        m->stopped_arg = arg;
+        m->stop = true;
+        m->stopping++; /* so that a stop without tasks ends too, from here */
+    }
+    HASH_ITER(hh, m->tasks, t, tmp) {
+        if (!t->run || !STAILQ_EMPTY(&t->ops) || t->stop_begun)
+            continue;
+        t->stop_begun = true;
+        m->stopping++;
+        repl_task_stop(t->run, STOP_LIMIT_MS, on_stop_one, t);
+    }
+    if (done && --m->stopping == 0)
+        loop_defer(m->d.loop, done, arg);
+}
+
+void manager_free(struct manager *m)
+{
+    struct mtask *t, *tmp;
+
+    if (!m)
+        return;
+    m->d.registry->ops->cancel(m->d.registry, m);
+    positions_free(m);
+    m->stop = false;
+    HASH_ITER(hh, m->tasks, t, tmp)
+        mtask_free(t);
+    free(m->ids);
+    free(m);
+}
+
+/* ---- answers ------------------------------------------------------------------------------------------------------------------ */
+
+json_t *manager_task_json(struct manager *m, const char *task_id)
+{
+    struct mtask *t = find(m, task_id);
+    const char *trouble;
+    json_t *o;
+
+    if (!t || (t->state == TASK_INITIAL && !t->stored))
+        return NULL;
+    o = t->spec ? spec_public_json(t->spec) : json_object();
+    trouble = t->run && !*t->reason ? repl_task_trouble(t->run) : NULL;
+    json_object_set_new(o, "task_id", json_string(t->id));
+    json_object_set_new(o, "state", json_string(state_name(t->state)));
+    if (*t->reason || trouble)
+        json_object_set_new(o, "reason", json_string(trouble ? trouble : t->reason));
+    return o;
+}
+
+const char *const *manager_task_ids(struct manager *m, size_t *ret_n)
+{
+    size_t n = 0;
+
+    m->ids = xrealloc(m->ids, (HASH_COUNT(m->tasks) + 1) * sizeof(*m->ids));
+    for (struct mtask *t = m->tasks; t; t = t->hh.next)
+        if (t->stored)
+            m->ids[n++] = t->id;
+    *ret_n = n;
+    return m->ids;
+}
+
+void manager_update_metrics(struct manager *m)
+{
+    unsigned count[3] = {0};
+
+    for (struct mtask *t = m->tasks; t; t = t->hh.next) {
+        count[t->state]++;
+        metric_get(METRIC_GAUGE, "milvus_cdc_task_state", "0 Initial, 1 Running, 2 Paused",
+                   METRIC_LABELS({"task_id", t->id}))
+            ->value = t->state;
+    }
+    for (int i = 0; i < 3; i++)
+        metric_get(METRIC_GAUGE, "milvus_cdc_task_num", "tasks by state",
+                   METRIC_LABELS({"task_state", state_name((enum task_state)i)}))
+            ->value = count[i];
+    metric_get(METRIC_GAUGE, "milvus_cdc_held_bytes", "bytes of messages in memory", METRIC_LABELS({0}))->value =
+        (double)m->budget.used;
+}
+
+const char *manager_not_ready(struct manager *m)
+{
+    const char *why = m->d.registry->ops->trouble(m->d.registry);
+
+    if (why)
+        return why;
+    return m->loaded ? NULL : "the tasks are not loaded yet";
+}

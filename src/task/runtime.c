@@ -1,0 +1,217 @@
+/*
+ * runtime.c - what a running task needs: lease, store, the shared target, the replication itself.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "daemon/config.h"
+#include "task/priv.h"
+
+/* ---- the user's selection, as repl/ asks for it ---------------------------------------------------- */
+
+static bool sel_match(void *ctx, const char *db, const char *name, struct repl_match *ret)
+{
+    const struct spec_collection *sc = NULL;
+
+    if (!spec_matches(ctx, db, name, &sc, &ret->target_db, &ret->target_name))
+        return false;
+    ret->use_start_position = sc && sc->use_start_position;
+    return true;
+}
+
+static bool sel_match_db(void *ctx, const char *db, const char **ret_target_db)
+{
+    return spec_matches_db(ctx, db, ret_target_db);
+}
+
+static bool sel_position(void *ctx, const char *vchannel, const uint8_t **ret_id, size_t *ret_len, uint64_t *ret_tt)
+{
+    const struct task_spec *s = ctx;
+
+    for (size_t i = 0; i < s->n_collections; i++)
+        for (size_t k = 0; k < s->collections[i].n_positions; k++) {
+            const struct spec_position *p = &s->collections[i].positions[k];
+            if (strcmp(p->vchannel, vchannel) != 0)
+                continue;
+            *ret_id = p->id;
+            *ret_len = p->id_len;
+            *ret_tt = p->tt;
+            return true;
+        }
+    return false;
+}
+
+/* ---- target ------------------------------------------------------------------------------------------ */
+
+char *runtime_key(const struct task_spec *s)
+{
+    char *host, *key;
+    uint16_t port;
+    bool tls;
+
+    if (target_parse_uri(s->uri, &host, &port, &tls, NULL))
+        return NULL;
+    key = xasprintf("%s:%u", host, port);
+    free(host);
+    return key;
+}
+
+void runtime_target_options(const struct task_spec *s, struct target_options *ret)
+{
+    *ret = (struct target_options){.uri = s->uri,
+                                   .token = s->token,
+                                   .connect_timeout_ms = s->connect_timeout_s * 1000,
+                                   .tls_server_name = s->server_name,
+                                   .ca_path = s->ca_path,
+                                   .cert_path = s->cert_path,
+                                   .key_path = s->key_path,
+                                   .ignore_partition = s->ignore_partition};
+}
+
+static struct endpoint *endpoint_get(struct mtask *t, struct err *err)
+{
+    struct manager *m = t->m;
+    const struct config *cfg = m->d.config;
+    struct target_options o;
+    struct endpoint *e;
+    struct sink *sink;
+
+    HASH_FIND_STR(m->endpoints, t->key, e);
+    if (e) {
+        e->refs++;
+        return e;
+    }
+    runtime_target_options(t->spec, &o);
+    sink = target_open(m->d.loop, &o, err);
+    if (!sink)
+        return NULL;
+    e = xcalloc(1, sizeof(*e));
+    e->key = xstrdup(t->key);
+    e->refs = 1;
+    e->sink = sink;
+    e->hub = repl_hub_new(&(struct repl_hub_options){.loop = m->d.loop,
+                                                     .sink = sink,
+                                                     .key = t->key,
+                                                     .tick_interval_ms = (unsigned)cfg->time_tick_interval_ms,
+                                                     .batch_bytes = cfg->batch_bytes,
+                                                     .channel_bytes = cfg->channel_bytes,
+                                                     .budget = &m->budget});
+    HASH_ADD_KEYPTR(hh, m->endpoints, e->key, strlen(e->key), e);
+    return e;
+}
+
+static void endpoint_put(struct manager *m, struct endpoint *e)
+{
+    if (!e || --e->refs > 0)
+        return;
+    HASH_DEL(m->endpoints, e);
+    repl_hub_unref(e->hub);
+    target_close(e->sink);
+    free(e->key);
+    free(e);
+}
+
+/* ---- life ---------------------------------------------------------------------------------------------- */
+
+static void on_claimed(void *arg, const struct err *err, uint64_t epoch)
+{
+    struct mtask *t = arg;
+    void (*done)(struct mtask *, const struct err *) = t->claim_done;
+
+    t->claim_done = NULL;
+    if (!err) {
+        t->epoch = epoch;
+        t->store = t->m->d.registry->ops->store_open(t->m->d.registry, t->id, t->m->d.daemon_id, epoch);
+    }
+    done(t, err);
+}
+
+void runtime_claim(struct mtask *t, void (*done)(struct mtask *t, const struct err *err))
+{
+    t->claim_done = done;
+    t->m->d.registry->ops->claim(t->m->d.registry, t->id, t->m->d.daemon_id, on_claimed, t);
+}
+
+int runtime_start(struct mtask *t, store_done_fn started, struct err *err)
+{
+    struct manager *m = t->m;
+    const struct config *cfg = m->d.config;
+
+    t->endpoint = endpoint_get(t, err);
+    if (!t->endpoint)
+        return err->code;
+    t->run = repl_task_new(&(struct repl_task_options){
+        .loop = m->d.loop,
+        .id = t->id,
+        .hub = t->endpoint->hub,
+        .sink = t->endpoint->sink,
+        .catalog = m->d.catalog,
+        .wal = m->d.wal,
+        .store = t->store,
+        .selection = {.ctx = t->spec, .match = sel_match, .match_db = sel_match_db, .position = sel_position},
+        .budget = &m->budget,
+        .task_bytes = cfg->task_bytes,
+        .replicate_chan = cfg->replicate_chan,
+        .default_partition = cfg->default_partition_name,
+        .ignore_partition = t->spec->ignore_partition,
+        .rpc_id = t->spec->rpc_id_len ? t->spec->rpc_id : NULL,
+        .rpc_id_len = t->spec->rpc_id_len,
+        .rpc_tt = t->spec->rpc_tt,
+        .on_fatal = manager_on_fatal,
+        .arg = t,
+    });
+    repl_task_start(t->run, started, t);
+    return 0;
+}
+
+/* ---- keep_queryable ------------------------------------------------------------------------------------- */
+
+static void on_keep_loaded(void *arg, const struct err *err, const struct repl_ckpt *ckpts, size_t n_ckpts,
+                           const struct repl_collection_rec *colls, size_t n_colls)
+{
+    struct mtask *t = arg;
+
+    (void)colls;
+    (void)n_colls;
+    if (err) {
+        log_warn("task", "the target's time cannot be kept moving", KS("task", t->id), KS("error", err->text));
+        return;
+    }
+    for (size_t i = 0; i < n_ckpts; i++)
+        if (*ckpts[i].dst_channel)
+            repl_hub_keep(t->endpoint->hub, t->store, t->id, ckpts[i].dst_channel);
+}
+
+void runtime_keep(struct mtask *t)
+{
+    struct err err;
+
+    t->endpoint = endpoint_get(t, &err);
+    if (!t->endpoint) {
+        log_warn("task", "the target's time cannot be kept moving", KS("task", t->id), KS("error", err.text));
+        return;
+    }
+    t->keeping = true;
+    t->store->ops->load(t->store, t->id, on_keep_loaded, t);
+}
+
+void runtime_release(struct mtask *t)
+{
+    if (t->claim_done)
+        t->m->d.registry->ops->cancel(t->m->d.registry, t);
+    t->claim_done = NULL;
+    repl_task_free(t->run);
+    t->run = NULL;
+    if (t->keeping) {
+        t->store->ops->cancel(t->store, t);
+        repl_hub_keep_stop(t->endpoint->hub, t->id);
+        t->keeping = false;
+    }
+    endpoint_put(t->m, t->endpoint);
+    t->endpoint = NULL;
+    if (t->store)
+        t->m->d.registry->ops->store_free(t->store);
+    t->store = NULL;
+}

@@ -1,0 +1,203 @@
+"""One etcd and two Milvus for the whole run; a fresh milvus-cdc and fresh collections for each test."""
+import os
+import random
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "scripts" / "lib")]
+
+from pymilvus import db, utility  # noqa: E402
+from pymilvus.exceptions import MilvusException  # noqa: E402
+
+import servers  # noqa: E402
+from compare import Side, wait_equal  # noqa: E402
+from servers import Cdc, Etcd, Milvus, remove_tree, wait_for  # noqa: E402
+from workload import SHAPES, Table  # noqa: E402
+
+FOLDER = Path(os.environ.get("E2E_DIR") or servers.ROOT / "build" / "e2e")
+SEED = os.environ.get("SEED") or str(random.SystemRandom().randrange(10**6))
+SOURCE_CHANNELS, TARGET_CHANNELS = 4, 3  # unequal: a target channel is fed by several source channels
+
+
+def pytest_report_header(config):
+    return f"SEED={SEED}   program {servers.find_program()}   logs in {FOLDER}"
+
+
+class Pair:
+    """The servers of the run."""
+
+    def __init__(self):
+        remove_tree(FOLDER)
+        self.etcd = Etcd(FOLDER / "etcd").start()
+        self.source = Milvus("source", FOLDER / "source", etcd=self.etcd.address, channels=SOURCE_CHANNELS)
+        self.target = Milvus("target", FOLDER / "target", etcd=self.etcd.address, channels=TARGET_CHANNELS,
+                             standby=True)
+        self.source.begin()
+        self.target.begin()
+        self.wait_ready()
+
+    def wait_ready(self):
+        self.source.wait_ready()
+        self.target.wait_ready()
+
+    def revive(self):
+        """What a service manager does: a Milvus that ended (it does when etcd is away for long) starts again."""
+        for s in (self.etcd, self.source, self.target):
+            if not s.alive():
+                s.start()
+        self.wait_ready()
+
+
+@pytest.fixture(scope="session")
+def pair():
+    p = Pair()
+    yield p
+    servers.stop_all()
+
+
+class Lab:
+    """What a test works with. Names of collections begin with a prefix of its own."""
+
+    def __init__(self, pair, name):
+        self.pair, self.folder = pair, FOLDER / "tests" / name
+        pair.revive()
+        self.source = Side("source", pair.source.address)
+        self.target = Side("target", pair.target.address)
+        self.prefix = re.sub(r"\W", "_", name)[:40] + f"_{random.SystemRandom().randrange(16**4):04x}"
+        self.rnd = random.Random(f"{SEED}/{name}")
+        self.cdcs, self.databases, self.made = [], [], []
+
+    def cdc(self, start=True, **settings):
+        c = Cdc(self.folder / f"cdc{len(self.cdcs)}", self.pair.source, **settings)
+        self.cdcs.append(c)
+        return c.start() if start else c
+
+    def name(self, suffix):
+        return f"{self.prefix}_{suffix}"
+
+    def table(self, suffix, shape="int_key", database="default", loaded=True):
+        """A new collection on the source."""
+        t = Table(self.name(suffix), SHAPES[shape], self.source.alias(database), self.rnd, loaded)
+        self.made.append((database, t.name))
+        return t
+
+    def database(self, suffix):
+        name = self.name(suffix)
+        db.create_database(name, using=self.source.alias())
+        self.databases.append(name)
+        return name
+
+    def create(self, cdc, tables, **more):
+        names = tables if isinstance(tables, dict) else [t.name if isinstance(t, Table) else t for t in tables]
+        return cdc.create(self.pair.target, names, **more)
+
+    def equal(self, cdc, task, tables, database="default", timeout=120):
+        cdc.wait_caught_up(task, timeout)
+        wait_equal(self.source, self.target, [t.name if isinstance(t, Table) else t for t in tables], database, timeout)
+
+    def wait_on_target(self, what, condition, timeout=60):
+        """condition may throw what Milvus throws while an object is not there yet."""
+        def check():
+            try:
+                return condition()
+            except MilvusException:
+                return False
+        return wait_for(f"target: {what}", check, timeout, 0.2)
+
+    def close(self):
+        problems = [p for c in self.cdcs for p in close_cdc(c)]
+        for side in (self.source, self.target):
+            drop_all(side, self.prefix, self.made, self.databases)
+        assert not problems, "\n".join(problems)
+
+
+def close_cdc(cdc):
+    """Every test ends with a stop in time, exit code 0, and no report of a sanitizer."""
+    problems = []
+    if cdc.alive():
+        started = time.monotonic()
+        code = cdc.stop()
+        if code != 0:
+            problems.append(f"exit code {code} after SIGTERM:\n{cdc.tail()}")
+        if time.monotonic() - started > 5:
+            problems.append(f"the stop took {time.monotonic() - started:.1f} s")
+    elif cdc.proc is not None and not getattr(cdc, "ended_on_purpose", False):
+        problems.append(f"milvus-cdc is gone, exit code {cdc.proc.returncode}:\n{cdc.tail()}")
+    log = cdc.log.read_text(errors="replace") if cdc.log.exists() else ""
+    found = re.search(r"AddressSanitizer|LeakSanitizer|runtime error:|Assertion .* failed", log)
+    if found:
+        problems.append(f"{cdc.log}: {log[found.start():found.start() + 3000]}")
+    return problems
+
+
+def drop_all(side, prefix, made, databases):
+    """Best effort: leftovers cost memory, nothing else."""
+    try:
+        for database in {d for d, _ in made} | set(databases) | {"default"}:
+            using = side.alias(database)
+            for name in utility.list_collections(using=using, timeout=20):
+                if name.startswith(prefix):
+                    utility.drop_collection(name, using=using, timeout=20)
+        for database in databases:
+            db.drop_database(database, using=side.alias(), timeout=20)
+    except MilvusException:
+        pass
+
+
+@pytest.fixture
+def lab(pair, request):
+    lab = Lab(pair, request.node.name)
+    try:
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.fixture
+def cdc(lab):
+    return lab.cdc()
+
+
+class Writer:
+    """Inserts into a table until stopped; what the source refuses while it is down is tried again with new keys."""
+
+    def __init__(self, table, rows=20, pause=0.05):
+        self.table, self.rows, self.pause = table, rows, pause
+        self.stopping, self.batches, self.failures = threading.Event(), 0, 0
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self):
+        while not self.stopping.wait(self.pause):
+            try:
+                self.table.put(self.rows)
+                self.batches += 1
+                if self.batches % 5 == 0:
+                    self.table.change(self.table.some_keys(10))
+                    self.table.remove(self.table.some_keys(5))
+            except MilvusException:
+                self.failures += 1
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        self.stopping.set()
+        self.thread.join(120)
+        assert not self.thread.is_alive(), "the writer hangs"
+
+    def wait_batches(self, n, timeout=120):
+        """n more requests that succeeded."""
+        goal = self.batches + n
+        wait_for(f"{n} more inserts on the source", lambda: self.batches >= goal, timeout)
+
+
+@pytest.fixture
+def writing():
+    return Writer
