@@ -121,6 +121,14 @@ check-unit: $(TEST_BINS)
 	if [ -n "$$failed" ]; then echo "FAILED:$$failed"; exit 1; fi; \
 	echo "all $(words $(TEST_BINS)) test programs passed"
 
+# ---- programs that tests and benchmarks use; not part of the daemon
+$(BUILD)/tools/%: test/tools/%.c $(GEN_C) $(GEN_H)
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(BASE_CPPFLAGS) $(BASE_CFLAGS) $(WARN) -O2 -g $(CFLAGS) -o $@ $< $(GEN_C) -levent $(LIBS)
+
+tools: $(patsubst test/tools/%.c,$(BUILD)/tools/%,$(wildcard test/tools/*.c))
+
 lint:
 	@if [ -x scripts/check-deps.sh ]; then scripts/check-deps.sh; \
 	else echo "no scripts/check-deps.sh yet"; fi
@@ -137,12 +145,13 @@ help:
 	@echo "make              release build: $(BUILD)/milvus-cdc"
 	@echo "make asan         with ASan and UBSan: $(BUILD)/asan/milvus-cdc"
 	@echo "make check-unit   builds and runs test/unit/test_*.c with ASan and UBSan"
+	@echo "make tools        test/tools/*.c, for scripts/bench"
 	@echo "make gen          code generated from proto/"
 	@echo "make lint         layer rules (scripts/check-deps.sh)"
 	@echo "make install      DESTDIR=, PREFIX=$(PREFIX)"
 	@echo "make clean        removes $(BUILD)/"
 	@echo "BUILD=folder (default: build); V=1 shows commands; CFLAGS and LDFLAGS are appended"
 
-.PHONY: all release asan gen check-unit lint install clean help
+.PHONY: all release asan gen check-unit tools lint install clean help
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,5 +1,8 @@
 /*
- * server.h - the HTTP control endpoint: POST /cdc, GET /healthz, /readyz, /cdc/metrics (evhttp).
+ * server.h - the HTTP control endpoint: POST /cdc, GET /healthz, /readyz, /cdc/metrics, /cdc/metrics_default.
+ *
+ * Facts: shared/reference/control-api.md 1 to 3, 5.  Its own small HTTP/1.1 server (src/api/http_priv.h says why).
+ * Bodies up to 1 MiB, 256 connections, 10 s for a request to arrive.  Thread  loop thread only.
  */
 #ifndef API_SERVER_H
 #define API_SERVER_H
@@ -11,9 +14,13 @@ struct loop;
 struct manager;
 struct api_server;
 
-/* Listens on config->address. NULL with a text that names address and reason. */
+/* Listens on config->address ("host:port", the host numeric or localhost; empty: every interface). NULL with a text
+ * that names address and reason: ERR_INVALID, ERR_IO. The manager must live until api_stop(). */
 struct api_server *api_start(struct loop *l, const struct config *config, struct manager *m, struct err *err);
-/* Stops listening; requests under way are dropped. */
+/* Stops listening; requests under way are dropped (their work in the manager goes on). NULL is allowed. */
 void api_stop(struct api_server *s);
 uint16_t api_port(const struct api_server *s); /* the port in use (for address ...:0) */
+
+/* For tests, before the first request: how long a request may take to arrive. */
+void api_set_request_limit(struct api_server *s, unsigned ms);
 #endif

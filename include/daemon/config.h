@@ -2,7 +2,8 @@
  * config.h - the configuration file (cdc.yaml): one table of keys, shared/reference/control-api.md
  * section 6.  etc/cdc.yaml describes them all.
  *
- * Ownership  the caller's until config_free(); nothing changes after loading.  Thread  any, read only.
+ * Ownership  the caller's until config_free(); nothing changes after loading.  Thread  any, read
+ * only.
  */
 #ifndef DAEMON_CONFIG_H
 #define DAEMON_CONFIG_H
@@ -20,7 +21,7 @@ struct config_etcd {
     char *username, *password; /* NULL: not given; both there when enable_auth */
     bool enable_tls;
     char *tls_cert_path, *tls_key_path, *tls_ca_cert_path; /* NULL: not given */
-    int tls_min_version; /* 0 (none given), 10, 11, 12, 13 */
+    int tls_min_version;                                   /* 0 (none given), 10, 11, 12, 13 */
 };
 
 struct config {
@@ -31,21 +32,21 @@ struct config {
     char *registry_type; /* "sqlite", the only one by now */
     char *registry_path; /* registry.path, default ./milvus-cdc.db */
     struct config_etcd source_etcd;
-    char *rocksmq_path;            /* sourceConfig.rocksmq.path, NULL: none */
-    char *replicate_chan;          /* sourceConfig.replicateChan, required */
-    int64_t time_tick_interval_ms; /* 500 */
-    char *default_partition_name;  /* _default */
-    int64_t source_channel_num;    /* sourceConfig.channelNum, 0: not given */
+    char *rocksmq_path;                      /* sourceConfig.rocksmq.path, NULL: none */
+    char *replicate_chan;                    /* sourceConfig.replicateChan, required */
+    int64_t time_tick_interval_ms;           /* 500 */
+    char *default_partition_name;            /* _default */
+    int64_t source_channel_num;              /* sourceConfig.channelNum, 0: not given */
     uint64_t retry_initial_ms, retry_max_ms; /* retry.initBackOff, maxBackOff; 1 s and 10 s */
-    /* Byte budgets (own keys under limits:): batchBytes 4 MiB, channelBytes 8 MiB, taskBytes 32 MiB,
-     * processBytes 64 MiB; each is at most the next. */
+    /* Byte budgets (own keys under limits:): batchBytes 4 MiB, channelBytes 8 MiB, taskBytes 32
+     * MiB, processBytes 64 MiB; each is at most the next. */
     uint64_t batch_bytes, channel_bytes, task_bytes, process_bytes;
-    bool dry_run; /* always false: true is refused with a text (USER), as long as it is not implemented */
+    bool dry_run; /* always false: true is refused with a text (USER) until it is implemented */
 };
 
 /*
- * Reads and checks path. Unknown and meaningless keys are warnings (log_warn, naming key and line). NULL on error, class
- * USER, with file, line, key, and what is allowed; no secret is in a text:
+ * Reads and checks path. Unknown and meaningless keys are warnings (log_warn, naming key and line).
+ * NULL on error, class USER, with file, line, key, and what is allowed; no secret is in a text:
  *   ERR_IO           the file cannot be read
  *   ERR_PROTO        it is not YAML
  *   ERR_INVALID      a key twice, a value of the wrong type or out of range, a required one missing

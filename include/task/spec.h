@@ -52,7 +52,13 @@ struct task_spec {
     uint64_t rpc_tt;
     bool disable_auto_start;
     bool keep_queryable;
-    json_t *request; /* the request_data as it came (without task_id), for the answers and the registry; secrets inside */
+    /* Collections that other tasks for the same target had when this one was made: "db.collection", where both
+     * parts may be "*". Not taken by this task. */
+    char **exclude;
+    size_t n_exclude;
+    /* The known fields of request_data as they came, under their documented names (without task_id), for the answers
+     * and the registry; secrets inside. */
+    json_t *request;
 };
 
 /* What validation needs from the configuration. */
@@ -62,9 +68,15 @@ struct spec_limits {
 };
 
 /*
+ * Only the types and names of the fields of request_data (NULL: empty): a new object with the known fields, or NULL with
+ * ERR_PROTO. The API answers this failure with another prefix than a refused value.
+ */
+json_t *spec_decode(const json_t *request_data, struct err *err);
+/*
  * Decodes and validates request_data of create. Types strict, names of fields without regard to case, unknown fields
  * ignored as the Go implementation does EXCEPT documented ones that we do not support: refused by name (ERR_UNSUPPORTED).
  * err.code ERR_INVALID / ERR_UNSUPPORTED: API code 400; ERR_PROTO: wrong JSON type or undecodable position: API code 500.
+ * Without a task_id in the request a random one is made.
  */
 struct task_spec *spec_from_request(const json_t *request_data, const struct spec_limits *limits, struct err *err);
 /* From what spec_to_store_json() wrote. */
@@ -83,6 +95,11 @@ bool spec_matches(const struct task_spec *s, const char *db, const char *name, c
 /* Does it take database operations of db? A selection of single collections in db does; so does "*". */
 bool spec_matches_db(const struct task_spec *s, const char *db, const char **ret_target_db);
 
-/* The text that tells that a selects something of b already selects, or NULL: no overlap. Caller frees. */
+/*
+ * For two tasks with the same target, a is new: the text that tells that a selects what b selects already, or NULL: a may
+ * be made, after spec_add_exclusions(). Refused is what b covers whole, unless b itself excludes it. Caller frees.
+ */
 char *spec_overlap(const struct task_spec *a, const struct task_spec *b);
+/* Excludes from a new task what it would share with an existing one (its `*` covers collections of that task). */
+void spec_add_exclusions(struct task_spec *s, const struct task_spec *existing);
 #endif

@@ -5,7 +5,7 @@
 
 #include <ctype.h>
 #include <errno.h>
-#include <limits.h>
+#include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,7 +43,7 @@ struct key {
     const char *name;
     enum key_type type;
     size_t offset;
-    int64_t min, max;        /* of numbers, in the unit of the file */
+    int64_t min, max;         /* of numbers, in the unit of the file */
     const char *default_text; /* as in the file; NULL: none */
     const char *note;
     const char *newer; /* this is an old form of that key, which wins */
@@ -55,7 +55,9 @@ struct key {
 #define NOTE_SIZES "queues are bounded in bytes: see limits.channelBytes and limits.taskBytes"
 #define NOTE_PACKER "positions are stored with each confirmed batch: see limits.batchBytes"
 #define NOTE_QUEUE "this build reads RocksMQ only: see sourceConfig.rocksmq.path"
-#define NOTE_REVERSE "deprecated in milvus-cdc too: replication goes one way, from this source to the tasks' targets"
+#define NOTE_REVERSE                                                                               \
+    "deprecated in milvus-cdc too: replication goes one way, from this source to the tasks' "      \
+    "targets"
 
 /* "limits.x" and "registry.x" are ours, the rest is of milvus-cdc (control-api.md section 6). */
 static const struct key keys[] = {
@@ -63,17 +65,21 @@ static const struct key keys[] = {
     {"maxTaskNum", KEY_INT, AT(max_task_num), 1, 10000, "100"},
     {"maxNameLength", KEY_INT, AT(max_name_length), 1, 65535, "256"},
     {"logLevel", KEY_LOG_LEVEL, AT(log_level), .default_text = "info"},
-    {"dryRun", KEY_REFUSED, .default_text = "false", .note = "dryRun is not implemented: remove it"},
+    {"dryRun", KEY_REFUSED, .default_text = "false",
+     .note = "dryRun is not implemented: remove it"},
     {"replicateID", KEY_REFUSED, .default_text = "",
      .note = "the data migration mode of Milvus 2.5 is not implemented: remove replicateID"},
 
     {"registry.type", KEY_REGISTRY_TYPE, AT(registry_type), .default_text = "sqlite"},
     {"registry.path", KEY_TEXT, AT(registry_path), .default_text = "./milvus-cdc.db"},
 
-    {"sourceConfig.etcd.address", KEY_LIST, AT(source_etcd.endpoints), .default_text = "127.0.0.1:2379"},
+    {"sourceConfig.etcd.address", KEY_LIST, AT(source_etcd.endpoints),
+     .default_text = "127.0.0.1:2379"},
     {"sourceConfig.etcd.rootPath", KEY_TEXT, AT(source_etcd.root_path), .default_text = "by-dev"},
-    {"sourceConfig.etcd.metaSubPath", KEY_TEXT, AT(source_etcd.meta_sub_path), .default_text = "meta"},
-    {"sourceConfig.etcd.enableAuth", KEY_BOOL, AT(source_etcd.enable_auth), .default_text = "false"},
+    {"sourceConfig.etcd.metaSubPath", KEY_TEXT, AT(source_etcd.meta_sub_path),
+     .default_text = "meta"},
+    {"sourceConfig.etcd.enableAuth", KEY_BOOL, AT(source_etcd.enable_auth),
+     .default_text = "false"},
     {"sourceConfig.etcd.username", KEY_TEXT, AT(source_etcd.username)},
     {"sourceConfig.etcd.password", KEY_SECRET, AT(source_etcd.password)},
     {"sourceConfig.etcd.enableTLS", KEY_BOOL, AT(source_etcd.enable_tls), .default_text = "false"},
@@ -81,8 +87,10 @@ static const struct key keys[] = {
     {"sourceConfig.etcd.tlsKeyPath", KEY_TEXT, AT(source_etcd.tls_key_path)},
     {"sourceConfig.etcd.tlsCACertPath", KEY_TEXT, AT(source_etcd.tls_ca_cert_path)},
     {"sourceConfig.etcd.tlsMinVersion", KEY_TLS_VERSION, AT(source_etcd.tls_min_version)},
-    {"sourceConfig.etcdAddress", KEY_LIST, AT(source_etcd.endpoints), .newer = "sourceConfig.etcd.address"},
-    {"sourceConfig.etcdRootPath", KEY_TEXT, AT(source_etcd.root_path), .newer = "sourceConfig.etcd.rootPath"},
+    {"sourceConfig.etcdAddress", KEY_LIST, AT(source_etcd.endpoints),
+     .newer = "sourceConfig.etcd.address"},
+    {"sourceConfig.etcdRootPath", KEY_TEXT, AT(source_etcd.root_path),
+     .newer = "sourceConfig.etcd.rootPath"},
     {"sourceConfig.etcdMetaSubPath", KEY_TEXT, AT(source_etcd.meta_sub_path),
      .newer = "sourceConfig.etcd.metaSubPath"},
 
@@ -90,7 +98,8 @@ static const struct key keys[] = {
     {"sourceConfig.replicateChan", KEY_TEXT, AT(replicate_chan)},
     {"sourceConfig.channelNum", KEY_INT, AT(source_channel_num), 0, 4096, "0"},
     {"sourceConfig.timeTickInterval", KEY_MS, AT(time_tick_interval_ms), 10, 60000, "500"},
-    {"sourceConfig.defaultPartitionName", KEY_TEXT, AT(default_partition_name), .default_text = "_default"},
+    {"sourceConfig.defaultPartitionName", KEY_TEXT, AT(default_partition_name),
+     .default_text = "_default"},
 
     {"retry.initBackOff", KEY_SECONDS, AT(retry_initial_ms), 0, 3600, "1"},
     {"retry.maxBackOff", KEY_SECONDS, AT(retry_max_ms), 0, 3600, "10"},
@@ -118,8 +127,10 @@ static const struct key keys[] = {
     {"sourceConfig.readChanLen", KEY_UNUSED, .note = NOTE_SIZES},
     {"metaStoreConfig", KEY_UNUSED, .note = NOTE_STORE},
     {"retry.retryTimes", KEY_UNUSED,
-     .note = "what may pass by itself is retried without an end, what needs a person pauses the task"},
-    {"detectDeadLock", KEY_UNUSED, .note = "one event loop, no locks that could wait for each other"},
+     .note =
+         "what may pass by itself is retried without an end, what needs a person pauses the task"},
+    {"detectDeadLock", KEY_UNUSED,
+     .note = "one event loop, no locks that could wait for each other"},
     {"packer", KEY_UNUSED, .note = NOTE_PACKER},
     {"batchMode", KEY_UNUSED, .note = "messages are always sent in batches: see limits.batchBytes"},
     {"enableReverse", KEY_UNUSED, .note = NOTE_REVERSE},
@@ -145,9 +156,21 @@ static size_t line_of(const yaml_node_t *n)
     return n->start_mark.line + 1;
 }
 
-#define fail(ld, code, line, name, fmt, ...)                                                      \
-    err_set((ld)->err, (code), ERRC_USER, "%s:%zu: %s: " fmt, (ld)->file, (size_t)(line),         \
-            (name)__VA_OPT__(, ) __VA_ARGS__)
+/* "file:line: key: what is wrong". Returns code. */
+static int wrong(struct loader *ld, enum err_code code, size_t line, const char *name,
+                 const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+
+static int wrong(struct loader *ld, enum err_code code, size_t line, const char *name,
+                 const char *fmt, ...)
+{
+    char text[sizeof(ld->err->text)];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    return err_set(ld->err, code, ERRC_USER, "%s:%zu: %s: %s", ld->file, line, name, text);
+}
 
 static void warn(const struct loader *ld, size_t line, const char *name, const char *why)
 {
@@ -253,9 +276,9 @@ static int set_int(struct loader *ld, const struct key *k, const char *s, size_t
     int64_t v;
 
     if (!parse_int(s, &v, &end) || *end || v < k->min || v > k->max)
-        return fail(ld, ERR_INVALID, line, k->name,
-                    "\"%.100s\" is not a whole number from %" PRId64 " to %" PRId64 "%s", s, k->min,
-                    k->max, unit);
+        return wrong(ld, ERR_INVALID, line, k->name,
+                     "\"%.100s\" is not a whole number from %" PRId64 " to %" PRId64 "%s", s,
+                     k->min, k->max, unit);
     if (k->type != KEY_SECONDS)
         *(int64_t *)member(ld, k) = v;
     else if (v)
@@ -287,10 +310,10 @@ static int set_bytes(struct loader *ld, const struct key *k, const char *s, size
     int64_t v;
 
     if (!parse_bytes(s, &v) || v < k->min || v > k->max)
-        return fail(ld, ERR_INVALID, line, k->name,
-                    "\"%.100s\" is not a size from %" PRId64 "KiB to %" PRId64
-                    "MiB (a whole number of bytes, or with KiB, MiB, GiB)",
-                    s, k->min / KIB, k->max / MIB);
+        return wrong(ld, ERR_INVALID, line, k->name,
+                     "\"%.100s\" is not a size from %" PRId64 "KiB to %" PRId64
+                     "MiB (a whole number of bytes, or with KiB, MiB, GiB)",
+                     s, k->min / KIB, k->max / MIB);
     *(uint64_t *)member(ld, k) = (uint64_t)v;
     return 0;
 }
@@ -298,22 +321,23 @@ static int set_bytes(struct loader *ld, const struct key *k, const char *s, size
 static int set_bool(struct loader *ld, const struct key *k, const char *s, size_t line)
 {
     if (!parse_bool(s, member(ld, k)))
-        return fail(ld, ERR_INVALID, line, k->name, "\"%.100s\" is not true or false", s);
+        return wrong(ld, ERR_INVALID, line, k->name, "\"%.100s\" is not true or false", s);
     return 0;
 }
 
 static int set_log_level(struct loader *ld, const struct key *k, const char *s, size_t line)
 {
     if (!log_level_parse(s, member(ld, k)))
-        return fail(ld, ERR_INVALID, line, k->name, "\"%.100s\" is not one of debug, info, warn, error",
-                    s);
+        return wrong(ld, ERR_INVALID, line, k->name,
+                     "\"%.100s\" is not one of debug, info, warn, error", s);
     return 0;
 }
 
 static int set_tls_version(struct loader *ld, const struct key *k, const char *s, size_t line)
 {
     if (strlen(s) != 3 || strncmp(s, "1.", 2) != 0 || s[2] < '0' || s[2] > '3')
-        return fail(ld, ERR_INVALID, line, k->name, "\"%.100s\" is not one of 1.0, 1.1, 1.2, 1.3", s);
+        return wrong(ld, ERR_INVALID, line, k->name, "\"%.100s\" is not one of 1.0, 1.1, 1.2, 1.3",
+                     s);
     *(int *)member(ld, k) = 10 + (s[2] - '0');
     return 0;
 }
@@ -321,8 +345,8 @@ static int set_tls_version(struct loader *ld, const struct key *k, const char *s
 static int set_registry_type(struct loader *ld, const struct key *k, const char *s, size_t line)
 {
     if (strcasecmp(s, "sqlite") != 0)
-        return fail(ld, ERR_INVALID, line, k->name, "\"%.100s\" is not known: this build has sqlite only",
-                    s);
+        return wrong(ld, ERR_INVALID, line, k->name,
+                     "\"%.100s\" is not known: this build has sqlite only", s);
     set_text(member(ld, k), "sqlite");
     return 0;
 }
@@ -347,16 +371,17 @@ static int set_address(struct loader *ld, const struct key *k, const char *s, si
     char **at = member(ld, k);
 
     if (!address_ok(s))
-        return fail(ld, ERR_INVALID, line, k->name,
-                    "\"%.100s\" is not host:port, such as 0.0.0.0:8444 or [::1]:8444 (port 0 to 65535)", s);
+        return wrong(
+            ld, ERR_INVALID, line, k->name,
+            "\"%.100s\" is not host:port, such as 0.0.0.0:8444 or [::1]:8444 (port 0 to 65535)", s);
     free(*at);
     *at = *s == ':' ? xasprintf("0.0.0.0%s", s) : xstrdup(s);
     return 0;
 }
 
 /* Appends the texts of s, separated by commas. */
-static int add_items(struct loader *ld, const struct key *k, const char *s, size_t line, char ***list,
-                     size_t *n)
+static int add_items(struct loader *ld, const struct key *k, const char *s, size_t line,
+                     char ***list, size_t *n)
 {
     for (;;) {
         size_t len;
@@ -366,10 +391,12 @@ static int add_items(struct loader *ld, const struct key *k, const char *s, size
         while (len && isspace((unsigned char)s[len - 1]))
             len--;
         if (len == 0)
-            return fail(ld, ERR_INVALID, line, k->name, "an address is empty: give host:port of each");
+            return wrong(ld, ERR_INVALID, line, k->name,
+                         "an address is empty: give host:port of each");
         if (memchr(s, '@', len)) /* not printed: has a password in it */
-            return fail(ld, ERR_INVALID, line, k->name,
-                        "user and password do not belong in an address: set username and password");
+            return wrong(
+                ld, ERR_INVALID, line, k->name,
+                "user and password do not belong in an address: set username and password");
         *list = xrealloc(*list, (*n + 2) * sizeof(**list));
         (*list)[(*n)++] = xstrndup(s, len);
         (*list)[*n] = NULL;
@@ -389,16 +416,16 @@ static int set_list(struct loader *ld, const struct key *k, const yaml_node_t *n
     if (scalar(n))
         rc = add_items(ld, k, scalar(n), line_of(n), &list, &count);
     else if (n->type != YAML_SEQUENCE_NODE)
-        rc = fail(ld, ERR_INVALID, line_of(n), k->name, "must be a list of texts");
+        rc = wrong(ld, ERR_INVALID, line_of(n), k->name, "must be a list of texts");
     else
-        for (yaml_node_item_t *i = n->data.sequence.items.start; i < n->data.sequence.items.top && !rc;
-             i++) {
+        for (yaml_node_item_t *i = n->data.sequence.items.start;
+             i < n->data.sequence.items.top && !rc; i++) {
             const yaml_node_t *item = yaml_document_get_node(ld->doc, *i);
 
             if (scalar(item))
                 rc = add_items(ld, k, scalar(item), line_of(item), &list, &count);
             else
-                rc = fail(ld, ERR_INVALID, line_of(item), k->name, "must be a list of texts");
+                rc = wrong(ld, ERR_INVALID, line_of(item), k->name, "must be a list of texts");
         }
     if (rc) {
         free_texts(list);
@@ -415,7 +442,7 @@ static int refuse(struct loader *ld, const struct key *k, const char *s, size_t 
 
     if (parse_bool(s, &on) && !on)
         return 0;
-    return fail(ld, ERR_UNSUPPORTED, line, k->name, "%s", k->note);
+    return wrong(ld, ERR_UNSUPPORTED, line, k->name, "%s", k->note);
 }
 
 static int set_scalar(struct loader *ld, const struct key *k, const char *s, size_t line)
@@ -457,8 +484,8 @@ static int set_scalar(struct loader *ld, const struct key *k, const char *s, siz
 static int note_line(struct loader *ld, int i, size_t line)
 {
     if (ld->lines[i])
-        return fail(ld, ERR_INVALID, line, keys[i].name, "is given twice, first in line %zu",
-                    ld->lines[i]);
+        return wrong(ld, ERR_INVALID, line, keys[i].name, "is given twice, first in line %zu",
+                     ld->lines[i]);
     ld->lines[i] = line;
     return 0;
 }
@@ -468,8 +495,8 @@ static int set_value(struct loader *ld, const struct key *k, const yaml_node_t *
     if (k->type == KEY_LIST)
         return set_list(ld, k, n);
     if (!scalar(n))
-        return fail(ld, ERR_INVALID, line_of(n), k->name, "must be a single value, not a %s",
-                    n->type == YAML_SEQUENCE_NODE ? "list" : "section");
+        return wrong(ld, ERR_INVALID, line_of(n), k->name, "must be a single value, not a %s",
+                     n->type == YAML_SEQUENCE_NODE ? "list" : "section");
     return set_scalar(ld, k, scalar(n), line_of(n));
 }
 
@@ -508,7 +535,7 @@ static int take_section(struct loader *ld, const char *name, size_t line, const 
                         bool old_forms)
 {
     if (n->type != YAML_MAPPING_NODE && !is_empty(n))
-        return fail(ld, ERR_INVALID, line, name, "must be a section (keys below it), not a value");
+        return wrong(ld, ERR_INVALID, line, name, "must be a section (keys below it), not a value");
     return n->type == YAML_MAPPING_NODE ? take_map(ld, name, n, old_forms) : 0;
 }
 
@@ -522,8 +549,8 @@ static int check_duplicate(struct loader *ld, const yaml_node_t *map, const yaml
         const yaml_node_t *other = yaml_document_get_node(ld->doc, p->key);
 
         if (scalar(other) && strcasecmp(scalar(other), scalar(key)) == 0)
-            return fail(ld, ERR_INVALID, line_of(key), name, "is given twice, first in line %zu",
-                        line_of(other));
+            return wrong(ld, ERR_INVALID, line_of(key), name, "is given twice, first in line %zu",
+                         line_of(other));
     }
     return 0;
 }
@@ -537,10 +564,12 @@ static int take_pair(struct loader *ld, const char *prefix, const yaml_node_t *m
     int i;
 
     if (!scalar(key))
-        return fail(ld, ERR_INVALID, line_of(key), *prefix ? prefix : "top level", "a key must be text");
+        return wrong(ld, ERR_INVALID, line_of(key), *prefix ? prefix : "top level",
+                     "a key must be text");
     snprintf(name, sizeof(name), "%s%s%s", prefix, *prefix ? "." : "", scalar(key));
     if (strcmp(scalar(key), "<<") == 0)
-        return fail(ld, ERR_UNSUPPORTED, line_of(key), name, "merging of sections is not supported");
+        return wrong(ld, ERR_UNSUPPORTED, line_of(key), name,
+                     "merging of sections is not supported");
     i = find_key(name);
     if (i < 0 && is_section(name))
         return check_duplicate(ld, map, pair, name)
@@ -557,7 +586,8 @@ static int take_map(struct loader *ld, const char *prefix, const yaml_node_t *ma
 {
     int rc = 0;
 
-    for (yaml_node_pair_t *p = map->data.mapping.pairs.start; p < map->data.mapping.pairs.top && !rc; p++)
+    for (yaml_node_pair_t *p = map->data.mapping.pairs.start;
+         p < map->data.mapping.pairs.top && !rc; p++)
         rc = take_pair(ld, prefix, map, p, old_forms);
     return rc;
 }
@@ -586,14 +616,16 @@ static int check_queue(struct loader *ld)
         if (keys[i].type != KEY_QUEUE || !ld->given[i])
             continue;
         if (ld->config->rocksmq_path)
-            return fail(ld, ERR_UNSUPPORTED, ld->lines[i], keys[i].name,
-                        "given together with sourceConfig.rocksmq.path (line %zu): a source has one message "
-                        "queue and this build reads RocksMQ only: remove %s",
-                        line_of_key(ld, "sourceConfig.rocksmq.path"), keys[i].name);
-        return fail(ld, ERR_UNSUPPORTED, ld->lines[i], keys[i].name,
-                    "this build reads RocksMQ only, not %s: remove %s and set sourceConfig.rocksmq.path to the "
-                    "source's rocksmq.path",
-                    keys[i].note, keys[i].name);
+            return wrong(ld, ERR_UNSUPPORTED, ld->lines[i], keys[i].name,
+                         "given together with sourceConfig.rocksmq.path (line %zu): a source has "
+                         "one message "
+                         "queue and this build reads RocksMQ only: remove %s",
+                         line_of_key(ld, "sourceConfig.rocksmq.path"), keys[i].name);
+        return wrong(ld, ERR_UNSUPPORTED, ld->lines[i], keys[i].name,
+                     "this build reads RocksMQ only, not %s: remove %s and set "
+                     "sourceConfig.rocksmq.path to the "
+                     "source's rocksmq.path",
+                     keys[i].note, keys[i].name);
     }
     if (!ld->config->rocksmq_path)
         log_warn("config", "no message queue is given: nothing can be replicated",
@@ -606,24 +638,26 @@ static int check_etcd(struct loader *ld)
     const struct config_etcd *e = &ld->config->source_etcd;
 
     if (e->enable_auth && (!e->username || !e->password))
-        return fail(ld, ERR_INVALID, line_of_key(ld, "sourceConfig.etcd.enableAuth"),
-                    "sourceConfig.etcd.enableAuth", "is true, so username and password must be given");
+        return wrong(ld, ERR_INVALID, line_of_key(ld, "sourceConfig.etcd.enableAuth"),
+                     "sourceConfig.etcd.enableAuth",
+                     "is true, so username and password must be given");
     if (e->enable_tls && !e->tls_cert_path != !e->tls_key_path)
-        return fail(ld, ERR_INVALID, line_of_key(ld, "sourceConfig.etcd.enableTLS"),
-                    "sourceConfig.etcd.enableTLS",
-                    "is true, so tlsCertPath and tlsKeyPath must be given both or not at all");
+        return wrong(ld, ERR_INVALID, line_of_key(ld, "sourceConfig.etcd.enableTLS"),
+                     "sourceConfig.etcd.enableTLS",
+                     "is true, so tlsCertPath and tlsKeyPath must be given both or not at all");
     return 0;
 }
 
 /* Of two limits the smaller one comes first. */
-static int check_order(struct loader *ld, const char *small, uint64_t a, const char *great, uint64_t b)
+static int check_order(struct loader *ld, const char *small, uint64_t a, const char *great,
+                       uint64_t b)
 {
     const char *name = is_given(ld, small) ? small : great;
 
     if (a <= b)
         return 0;
-    return fail(ld, ERR_INVALID, line_of_key(ld, name), name,
-                "%s (%" PRIu64 ") must not be greater than %s (%" PRIu64 ")", small, a, great, b);
+    return wrong(ld, ERR_INVALID, line_of_key(ld, name), name,
+                 "%s (%" PRIu64 ") must not be greater than %s (%" PRIu64 ")", small, a, great, b);
 }
 
 static int check_limits(struct loader *ld)
@@ -632,8 +666,10 @@ static int check_limits(struct loader *ld)
 
     if (check_order(ld, "retry.initBackOff", c->retry_initial_ms / 1000, "retry.maxBackOff",
                     c->retry_max_ms / 1000) ||
-        check_order(ld, "limits.batchBytes", c->batch_bytes, "limits.channelBytes", c->channel_bytes) ||
-        check_order(ld, "limits.channelBytes", c->channel_bytes, "limits.taskBytes", c->task_bytes) ||
+        check_order(ld, "limits.batchBytes", c->batch_bytes, "limits.channelBytes",
+                    c->channel_bytes) ||
+        check_order(ld, "limits.channelBytes", c->channel_bytes, "limits.taskBytes",
+                    c->task_bytes) ||
         check_order(ld, "limits.taskBytes", c->task_bytes, "limits.processBytes", c->process_bytes))
         return ERR_INVALID;
     return 0;
@@ -649,7 +685,8 @@ static int check_all(struct loader *ld)
         rc = check_limits(ld);
     if (!rc && !ld->config->replicate_chan)
         rc = missing(ld, "sourceConfig.replicateChan",
-                     "is required: the replicate channel of the source, <cluster prefix>-replicate-msg, such as "
+                     "is required: the replicate channel of the source, <cluster "
+                     "prefix>-replicate-msg, such as "
                      "by-dev-replicate-msg (msgChannel.chanNamePrefix.cluster of its milvus.yaml)");
     return rc;
 }
@@ -679,8 +716,8 @@ static int yaml_error(struct loader *ld, const yaml_parser_t *p)
     if (p->error == YAML_MEMORY_ERROR)
         return err_set(ld->err, ERR_LIMIT, ERRC_USER, "%s: not enough memory", ld->file);
     if (p->error == YAML_READER_ERROR)
-        return err_set(ld->err, ERR_PROTO, ERRC_USER, "%s: not text: %s at byte %zu", ld->file, p->problem,
-                       p->problem_offset);
+        return err_set(ld->err, ERR_PROTO, ERRC_USER, "%s: not text: %s at byte %zu", ld->file,
+                       p->problem, p->problem_offset);
     return err_set(ld->err, ERR_PROTO, ERRC_USER, "%s:%zu: not YAML: %s%s%s", ld->file,
                    p->problem_mark.line + 1, p->problem, p->context ? " " : "",
                    p->context ? p->context : "");
@@ -692,7 +729,7 @@ static int take_document(struct loader *ld)
     int rc = 0;
 
     if (root && root->type != YAML_MAPPING_NODE && !is_empty(root))
-        return fail(ld, ERR_INVALID, line_of(root), "top level", "must be keys and values");
+        return wrong(ld, ERR_INVALID, line_of(root), "top level", "must be keys and values");
     /* Twice: an old form counts only where the new one is not given, whatever comes first. */
     if (root && root->type == YAML_MAPPING_NODE) {
         rc = take_map(ld, "", root, false);
@@ -713,7 +750,7 @@ static int check_single(struct loader *ld, yaml_parser_t *p)
         return yaml_error(ld, p);
     root = yaml_document_get_root_node(&next);
     if (root)
-        rc = fail(ld, ERR_INVALID, line_of(root), "top level", "a second document is not allowed");
+        rc = wrong(ld, ERR_INVALID, line_of(root), "top level", "a second document is not allowed");
     yaml_document_delete(&next);
     return rc;
 }
@@ -749,11 +786,14 @@ static int open_file(struct loader *ld, FILE **ret)
     int rc = 0;
 
     if (!f || fstat(fileno(f), &st) < 0)
-        rc = err_set(ld->err, ERR_IO, ERRC_USER, "%s: cannot be read: %s", ld->file, strerror(errno));
+        rc = err_set(ld->err, ERR_IO, ERRC_USER, "%s: cannot be read: %s", ld->file,
+                     strerror(errno));
     else if (!S_ISREG(st.st_mode))
-        rc = err_set(ld->err, ERR_IO, ERRC_USER, "%s: cannot be read: not a regular file", ld->file);
+        rc =
+            err_set(ld->err, ERR_IO, ERRC_USER, "%s: cannot be read: not a regular file", ld->file);
     else if (st.st_size > MAX_FILE_BYTES)
-        rc = err_set(ld->err, ERR_IO, ERRC_USER, "%s: is larger than %d bytes", ld->file, MAX_FILE_BYTES);
+        rc = err_set(ld->err, ERR_IO, ERRC_USER, "%s: is larger than %d bytes", ld->file,
+                     MAX_FILE_BYTES);
     if (rc == 0)
         *ret = f;
     else if (f)

@@ -30,7 +30,6 @@ enum {
 
 /* gRPC status numbers (google.rpc.Code). */
 enum {
-    GRPC_UNKNOWN = 2,
     GRPC_INVALID_ARGUMENT = 3,
     GRPC_PERMISSION_DENIED = 7,
     GRPC_FAILED_PRECONDITION = 9,
@@ -62,7 +61,6 @@ struct etcd_client {
     unsigned dial_ms, try_ms;
     char *username, *password;
     enum login_state login;
-    struct etcd_call *login_call;
     unsigned token_gen; /* rises with each token */
     uint64_t cluster_id; /* of the last range, 0: none yet */
     TAILQ_HEAD(, etcd_call) calls;
@@ -336,7 +334,6 @@ static void login_finish(struct etcd_client *e, const struct err *err)
     struct etcd_call *c;
     struct etcd_watch *w;
 
-    e->login_call = NULL;
     TAILQ_FOREACH (c, &e->calls, next) {
         if (c->state != CALL_LOGIN)
             continue;
@@ -646,7 +643,6 @@ static void login_start(struct etcd_client *e)
     c->body = xmalloc(c->body_len + 1);
     etcdpb__authenticate_request__pack(&m, c->body);
     e->login = LOGIN_RUNNING;
-    e->login_call = c;
     call_try(c);
 }
 

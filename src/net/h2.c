@@ -232,7 +232,8 @@ void h2_stream_reset(struct h2_stream *s, uint32_t code)
 
 bool h2_stream_sent(const struct h2_stream *s)
 {
-    return s->sent;
+    /* nghttp2 may hold the finished frame until there is room: a reset does not take that back. */
+    return s->sent || s->conn->sending_headers == s;
 }
 
 const char *h2_reason(const struct h2_conn *c)

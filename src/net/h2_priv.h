@@ -69,6 +69,6 @@ struct h2_stream *h2_start(struct h2_conn *c, const nghttp2_nv *nva, size_t n_nv
 void h2_stream_resume(struct h2_stream *s);
 /* RST_STREAM. No events after this; s is gone for the caller. */
 void h2_stream_reset(struct h2_stream *s, uint32_t code);
-/* True once a byte of the stream's HEADERS went out. */
+/* True once a byte of the stream's HEADERS went out, or will in spite of a reset. */
 bool h2_stream_sent(const struct h2_stream *s);
 #endif

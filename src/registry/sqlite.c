@@ -1,9 +1,10 @@
 /*
  * The SQLite registry, loop side.
  *
- * Requests wait in a queue while one group is in the helper; the next group takes all of them and is one
- * transaction.  So the price of an fsync is shared, order is that of the calls, and there is nothing to lock.
- * A group that failed as a whole comes back to the head of the queue and is tried again with a back-off.
+ * Requests wait in a queue while one group is in the helper; the next group takes all of them and
+ * is one transaction.  So the price of an fsync is shared, order is that of the calls, and there is
+ * nothing to lock. A group that failed as a whole comes back to the head of the queue and is tried
+ * again with a back-off.
  */
 #include "registry/sqlite_priv.h"
 
@@ -66,7 +67,8 @@ static void answer(const struct req *q)
     }
 }
 
-/* A callback may do anything, close the registry too: then the list is empty and r waits in the graveyard. */
+/* A callback may do anything, close the registry too: then the list is empty and r waits in the
+ * graveyard. */
 static void deliver(struct sqlreg *r)
 {
     struct req *q;
@@ -135,7 +137,8 @@ static void set_sick(struct sqlreg *r, const struct err *err)
     r->sick = *err;
 }
 
-/* Ends the API operations whose time is over; returns the ms until the next one's is, at most limit_ms. */
+/* Ends the API operations whose time is over; returns the ms until the next one's is, at most
+ * limit_ms. */
 static uint64_t expire(struct sqlreg *r, uint64_t limit_ms)
 {
     uint64_t now = clock_mono_ms();
@@ -257,7 +260,8 @@ static void sqlreg_list(struct registry *base, reg_tasks_fn done, void *arg)
     enqueue_api(sqlreg_of(base), q, arg);
 }
 
-static void sqlreg_create(struct registry *base, const struct reg_task *t, reg_done_fn done, void *arg)
+static void sqlreg_create(struct registry *base, const struct reg_task *t, reg_done_fn done,
+                          void *arg)
 {
     struct req *q = req_new(REQ_CREATE);
 
@@ -293,8 +297,8 @@ static void sqlreg_remove(struct registry *base, const char *id, reg_done_fn don
     enqueue_api(sqlreg_of(base), q, arg);
 }
 
-static void sqlreg_claim(struct registry *base, const char *id, const char *owner, reg_epoch_fn done,
-                         void *arg)
+static void sqlreg_claim(struct registry *base, const char *id, const char *owner,
+                         reg_epoch_fn done, void *arg)
 {
     struct req *q = req_new(REQ_CLAIM);
 
@@ -454,8 +458,8 @@ static const struct store_ops sqlreg_store_ops = {
     .cancel = store_cancel,
 };
 
-static struct store *sqlreg_store_open(struct registry *base, const char *task_id, const char *owner,
-                                       uint64_t epoch)
+static struct store *sqlreg_store_open(struct registry *base, const char *task_id,
+                                       const char *owner, uint64_t epoch)
 {
     struct sqlreg *r = sqlreg_of(base);
     struct sqlreg_store *s = xcalloc(1, sizeof(*s));

@@ -68,8 +68,9 @@ static const char *const stmt_sql[N_STMTS] = {
     [STMT_SAVEPOINT] = "SAVEPOINT one",
     [STMT_ROLLBACK_TO] = "ROLLBACK TO one",
     [STMT_RELEASE] = "RELEASE one",
-    [STMT_TASK_LIST] = "SELECT id, spec_json, target_key, state, reason, owner, epoch, lease_until_ms,"
-                       " created_ms, updated_ms FROM task ORDER BY id",
+    [STMT_TASK_LIST] =
+        "SELECT id, spec_json, target_key, state, reason, owner, epoch, lease_until_ms,"
+        " created_ms, updated_ms FROM task ORDER BY id",
     [STMT_TASK_INSERT] = "INSERT INTO task (id, spec_json, target_key, state, reason, owner, epoch,"
                          " lease_until_ms, created_ms, updated_ms)"
                          " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
@@ -78,15 +79,17 @@ static const char *const stmt_sql[N_STMTS] = {
     [STMT_TASK_STATE] = "UPDATE task SET state = ?2, reason = ?3, updated_ms = ?4 WHERE id = ?1",
     [STMT_TASK_DELETE] = "DELETE FROM task WHERE id = ?1",
     [STMT_TASK_CLAIM] = "UPDATE task SET owner = ?2, epoch = ?3, lease_until_ms = 0 WHERE id = ?1",
-    [STMT_CKPT_LIST] = "SELECT src_channel, dst_channel, start_major, start_minor, start_tt,"
-                       " done_major, done_minor, done_tt, sent_major, sent_minor, sent_tt, retimed_tt,"
-                       " op_major, op_minor, op_tt, target_pos"
-                       " FROM checkpoint WHERE task_id = ?1 ORDER BY src_channel, dst_channel",
-    [STMT_CKPT_PUT] = "INSERT OR REPLACE INTO checkpoint (src_channel, dst_channel, start_major,"
-                      " start_minor, start_tt, done_major, done_minor, done_tt, sent_major, sent_minor,"
-                      " sent_tt, retimed_tt, op_major, op_minor, op_tt, target_pos, task_id)"
-                      " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,"
-                      " ?17)",
+    [STMT_CKPT_LIST] =
+        "SELECT src_channel, dst_channel, start_major, start_minor, start_tt,"
+        " done_major, done_minor, done_tt, sent_major, sent_minor, sent_tt, retimed_tt,"
+        " op_major, op_minor, op_tt, target_pos"
+        " FROM checkpoint WHERE task_id = ?1 ORDER BY src_channel, dst_channel",
+    [STMT_CKPT_PUT] =
+        "INSERT OR REPLACE INTO checkpoint (src_channel, dst_channel, start_major,"
+        " start_minor, start_tt, done_major, done_minor, done_tt, sent_major, sent_minor,"
+        " sent_tt, retimed_tt, op_major, op_minor, op_tt, target_pos, task_id)"
+        " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,"
+        " ?17)",
     [STMT_CKPT_DELETE] = "DELETE FROM checkpoint WHERE task_id = ?1 AND src_channel = ?2"
                          " AND dst_channel = ?3",
     [STMT_COLL_LIST] = "SELECT collection_id, json FROM collection WHERE task_id = ?1"
@@ -139,7 +142,8 @@ static const char *advice(int rc)
         return "make the file and its directory writable for the user of this daemon";
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB:
-        return "the file is damaged or is not a registry: stop the daemon, then restore a copy of it or set"
+        return "the file is damaged or is not a registry: stop the daemon, then restore a copy of "
+               "it or set"
                " another registry.path";
     default:
         return "see sqlite.org/rescode.html";
@@ -149,11 +153,9 @@ static const char *advice(int rc)
 int regdb_error(struct regdb *db, int rc, struct err *err)
 {
     const char *text = db->h ? sqlite3_errmsg(db->h) : sqlite3_errstr(rc);
-    int sys = db->h && (rc & 0xff) == SQLITE_IOERR ? sqlite3_system_errno(db->h) : 0;
 
     return err_set(err, ERR_IO, regdb_transient(rc) ? ERRC_RETRY : ERRC_USER,
-                   "registry %s: %s%s%s (code %d): %s", db->path, text, sys ? ": " : "",
-                   sys ? strerror(sys) : "", rc, advice(rc));
+                   "registry %s: %s (SQLite code %d): %s", db->path, text, rc, advice(rc));
 }
 
 /* ---- opening */
@@ -171,7 +173,8 @@ static int sys_error(const struct regdb *db, const char *what, const char *file,
                    strerror(e), hint);
 }
 
-/* An flock goes with its process, however that ends, and unlike SQLite's own locks it is held all the time. */
+/* An flock goes with its process, however that ends, and unlike SQLite's own locks it is held all
+ * the time. */
 static int take_lock(struct regdb *db, struct err *err)
 {
     char *real = realpath(db->path, NULL); /* the same file by another name */
@@ -185,10 +188,11 @@ static int take_lock(struct regdb *db, struct err *err)
     else if (flock(db->lock_fd, LOCK_EX | LOCK_NB) == 0)
         rc = 0;
     else if (errno == EWOULDBLOCK)
-        rc = err_set(err, ERR_STATE, ERRC_USER,
-                     "registry %s: another milvus-cdc daemon uses this file (it holds %s): stop it, or "
-                     "set another registry.path",
-                     db->path, name);
+        rc = err_set(
+            err, ERR_STATE, ERRC_USER,
+            "registry %s: another milvus-cdc daemon uses this file (it holds %s): stop it, or "
+            "set another registry.path",
+            db->path, name);
     else
         rc = sys_error(db, "lock", name, err);
     free(name);
@@ -222,8 +226,8 @@ static int exec(struct regdb *db, const char *sql, struct err *err)
 }
 
 /* The first column of the first row, as text and as number. */
-static int query(struct regdb *db, const char *sql, char *ret_text, size_t size, int64_t *ret_number,
-                 struct err *err)
+static int query(struct regdb *db, const char *sql, char *ret_text, size_t size,
+                 int64_t *ret_number, struct err *err)
 {
     sqlite3_stmt *stmt = NULL;
     int rc = sqlite3_prepare_v2(db->h, sql, -1, &stmt, NULL);
@@ -271,17 +275,19 @@ static int set_wal(struct regdb *db, struct err *err)
     if (query(db, "PRAGMA journal_mode = WAL", mode, sizeof(mode), &n, err))
         return ERR_IO;
     if (strcmp(mode, "wal") != 0)
-        return err_set(err, ERR_IO, ERRC_USER,
-                       "registry %s: its file system does not allow SQLite's WAL mode (shared memory): "
-                       "set registry.path to a local disk",
-                       db->path);
+        return err_set(
+            err, ERR_IO, ERRC_USER,
+            "registry %s: its file system does not allow SQLite's WAL mode (shared memory): "
+            "set registry.path to a local disk",
+            db->path);
     return exec(db, "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON", err);
 }
 
 static int not_ours(struct regdb *db, struct err *err)
 {
     return err_set(err, ERR_INVALID, ERRC_USER,
-                   "registry %s: is a database of another program: set another registry.path", db->path);
+                   "registry %s: is a database of another program: set another registry.path",
+                   db->path);
 }
 
 /* Before anything is written. *ret_version 0: an empty file. */
@@ -296,10 +302,11 @@ static int check_version(struct regdb *db, int64_t *ret_version, struct err *err
     if (app != APPLICATION_ID && (app != 0 || version != 0 || objects != 0))
         return not_ours(db, err);
     if (version < 0 || version > REGDB_SCHEMA)
-        return err_set(err, ERR_INVALID, ERRC_USER,
-                       "registry %s: was written by a newer milvus-cdc (schema version %lld, this one knows "
-                       "up to %d): run that version, or set another registry.path",
-                       db->path, (long long)version, REGDB_SCHEMA);
+        return err_set(
+            err, ERR_INVALID, ERRC_USER,
+            "registry %s: was written by a newer milvus-cdc (schema version %lld, this one knows "
+            "up to %d): run that version, or set another registry.path",
+            db->path, (long long)version, REGDB_SCHEMA);
     *ret_version = version;
     return 0;
 }
@@ -323,8 +330,8 @@ static int migrate(struct regdb *db, int64_t version, struct err *err)
 static int prepare_all(struct regdb *db, struct err *err)
 {
     for (int i = 0; i < N_STMTS; i++) {
-        int rc = sqlite3_prepare_v3(db->h, stmt_sql[i], -1, SQLITE_PREPARE_PERSISTENT, &db->stmts[i],
-                                    NULL);
+        int rc = sqlite3_prepare_v3(db->h, stmt_sql[i], -1, SQLITE_PREPARE_PERSISTENT,
+                                    &db->stmts[i], NULL);
 
         if (rc != SQLITE_OK)
             return regdb_error(db, rc, err);
@@ -346,13 +353,15 @@ static int open_handle(struct regdb *db, struct err *err)
 struct regdb *regdb_open(const char *path, struct err *err)
 {
     struct regdb *db = xcalloc(1, sizeof(*db));
-    int64_t version;
+    int64_t version = 0;
 
     db->path = xstrdup(path);
     db->lock_fd = -1;
     if (take_lock(db, err) || make_private(db, err) || open_handle(db, err) ||
         check_version(db, &version, err) || check_integrity(db, err) || set_wal(db, err) ||
         migrate(db, version, err) || prepare_all(db, err)) {
+        if (err)
+            err->cls = ERRC_USER; /* nobody tries again by himself */
         regdb_close(db);
         return NULL;
     }

@@ -5,9 +5,9 @@
  *   sqlite_db.c   the file: lock, schema, statements, error texts
  *   sqlite_req.c  what a request does to the database
  *
- * Thread  struct regdb belongs to the helper thread from the end of the open until the helper has ended.
- * A request's input and result belong to the helper while its group is there; via, cb, arg and
- * deadline_ms are the loop's at all times.
+ * Thread  struct regdb belongs to the helper thread from the end of the open until the helper has
+ * ended. A request's input and result belong to the helper while its group is there; via, cb, arg
+ * and deadline_ms are the loop's at all times.
  */
 #ifndef REGISTRY_SQLITE_PRIV_H
 #define REGISTRY_SQLITE_PRIV_H
@@ -61,7 +61,8 @@ struct regdb {
     sqlite3_stmt *stmts[N_STMTS];
 };
 
-/* Takes the lock, makes or checks the file. NULL with a text that names the path and what to change. */
+/* Takes the lock, makes or checks the file. NULL with a text that names the path and what to
+ * change. */
 struct regdb *regdb_open(const char *path, struct err *err);
 /* Checkpoints the WAL, closes, drops the lock. NULL is allowed. */
 void regdb_close(struct regdb *db);
@@ -83,7 +84,13 @@ enum req_kind {
     REQ_LOAD_TICK
 };
 
-enum change_kind { CHANGE_PUT_CKPT, CHANGE_DEL_CKPT, CHANGE_PUT_COLL, CHANGE_DEL_COLL, CHANGE_TICK };
+enum change_kind {
+    CHANGE_PUT_CKPT,
+    CHANGE_DEL_CKPT,
+    CHANGE_PUT_COLL,
+    CHANGE_DEL_COLL,
+    CHANGE_TICK
+};
 
 struct change {
     STAILQ_ENTRY(change) next;
@@ -114,7 +121,8 @@ struct req {
     uint64_t deadline_ms; /* clock_mono_ms(); 0: is tried for ever */
 
     /* input */
-    struct reg_task task; /* CREATE; id, owner, epoch, state, reason of the others as far as they apply */
+    struct reg_task
+        task; /* CREATE; id, owner, epoch, state, reason of the others as far as they apply */
     char *target, *channel;
     STAILQ_HEAD(, change) changes;
 
@@ -134,8 +142,9 @@ void change_free(struct change *c);
 bool req_writes(const struct req *q);
 
 /*
- * Carries out all requests in one transaction, in order.  Returns true when each has its result, which is then durable;
- * *ret_sick tells when a result is due to a damaged file.  False: nothing was done, try again; *ret_sick says why.
+ * Carries out all requests in one transaction, in order.  Returns true when each has its result,
+ * which is then durable; *ret_sick tells when a result is due to a damaged file.  False: nothing
+ * was done, try again; *ret_sick says why.
  */
 bool regdb_run(struct regdb *db, struct req_list *reqs, struct err *ret_sick);
 
@@ -170,15 +179,15 @@ struct sqlreg {
     struct xthread *x;
     struct regdb *db;
     LIST_HEAD(, sqlreg_store) stores;
-    struct req_list waiting; /* not yet given to the helper */
-    struct group *group;     /* in the helper, or NULL */
-    struct req_list finished;/* callbacks due */
-    bool kicked;             /* a deferred kick is due */
-    struct timer retry;      /* armed while the database does not work */
+    struct req_list waiting;  /* not yet given to the helper */
+    struct group *group;      /* in the helper, or NULL */
+    struct req_list finished; /* callbacks due */
+    bool kicked;              /* a deferred kick is due */
+    struct timer retry;       /* armed while the database does not work */
     struct backoff backoff;
-    struct err sick;         /* code ERR_OK: works */
+    struct err sick; /* code ERR_OK: works */
     bool closed;
     uint64_t close_deadline_ms;
-    uint64_t n_groups;       /* transactions completed; for tests */
+    uint64_t n_groups; /* transactions completed; for tests */
 };
 #endif

@@ -256,8 +256,9 @@ static int put_ckpt(struct regdb *db, const struct req *q, const struct repl_ckp
 {
     sqlite3_stmt *s = db->stmts[STMT_CKPT_PUT];
     const uint64_t numbers[] = {
-        c->start.major, c->start.minor, c->start_tt, c->done.major, c->done.minor, c->done_tt, c->sent.major,
-        c->sent.minor,  c->sent_tt,     c->retimed_tt, c->op.major, c->op.minor,   c->op_tt,
+        c->start.major, c->start.minor, c->start_tt,   c->done.major, c->done.minor,
+        c->done_tt,     c->sent.major,  c->sent.minor, c->sent_tt,    c->retimed_tt,
+        c->op.major,    c->op.minor,    c->op_tt,
     };
 
     bind_text(s, 1, c->src_channel);
@@ -460,7 +461,8 @@ static int run_isolated(struct regdb *db, struct req *q, struct err *ret_sick)
             rc = 0;
         }
     }
-    /* An SQLite that rolled back everything by itself has no savepoint any more: this fails then. */
+    /* An SQLite that rolled back everything by itself has no savepoint any more: this fails then.
+     */
     if (rc == 0 && q->err.code)
         rc = run(db, STMT_ROLLBACK_TO);
     if (rc == 0)

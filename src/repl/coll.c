@@ -672,6 +672,17 @@ static void queue_made_drop(struct coll *c, size_t shard, int type, const struct
     tchan_kick(l->tchan);
 }
 
+/* Is the log's own drop message of the shard only held, waiting for a tick that may not come? */
+static bool drop_is_held(const struct coll *c, size_t shard, int64_t partition_id)
+{
+    const struct item *it;
+
+    TAILQ_FOREACH(it, &c->shards[shard].link->hold, entry)
+        if (it->kind == ITEM_DROP && it->coll == c && it->shard == shard && it->head.partition_id == partition_id)
+            return true;
+    return false;
+}
+
 static void force_drop(struct coll *c)
 {
     if (c->made_drops)
@@ -679,7 +690,7 @@ static void force_drop(struct coll *c)
     c->made_drops = true;
     begin_drop(c);
     for (size_t i = 0; i < c->n_shards; i++)
-        if (c->shards[i].drop != SHARD_DROP_SENT) {
+        if (c->shards[i].drop == SHARD_ALIVE || (c->shards[i].drop == SHARD_DROP_QUEUED && drop_is_held(c, i, 0))) {
             c->shards[i].drop = SHARD_DROP_QUEUED;
             queue_made_drop(c, i, MSG_DROP_COLLECTION, NULL);
         }
@@ -692,7 +703,7 @@ static void force_part_drop(struct coll *c, struct part *p)
     p->forced = true;
     begin_part_drop(c, p);
     for (size_t i = 0; i < c->n_shards; i++)
-        if (p->shards[i] != SHARD_DROP_SENT) {
+        if (p->shards[i] == SHARD_ALIVE || (p->shards[i] == SHARD_DROP_QUEUED && drop_is_held(c, i, p->id))) {
             p->shards[i] = SHARD_DROP_QUEUED;
             queue_made_drop(c, i, MSG_DROP_PARTITION, p);
         }
@@ -724,6 +735,9 @@ static bool ticks_reached(const struct coll *c, uint64_t part_tt, bool forced)
         if (!c->shards[i].link || c->shards[i].link->tchan->tick_sent < tt)
             return false;
     }
+    for (size_t i = 0; i < c->n_shards; i++)
+        if (c->shards[i].link && tchan_carries(c->shards[i].link->tchan, c))
+            return false; /* rows of it are under way */
     return true;
 }
 

@@ -132,6 +132,7 @@ struct request {
     struct tchan *tchan;
     struct evbuffer *msgs;
     struct item_list items;    /* what it carries, until the answer */
+    uint64_t maybe_before;     /* the channel's tick_maybe before it was sent */
     struct req_range *ranges;
     size_t n_ranges, cap_ranges;
     uint64_t begin_tt, end_tt;
@@ -153,6 +154,7 @@ struct tchan {
     struct sink_call *call;
     bool tick_loaded;
     uint64_t tick_built, tick_sent; /* last tick put into a request / confirmed */
+    uint64_t tick_maybe;       /* greatest tick that the target may have seen */
     uint64_t row_built;        /* greatest row time in a request since the last tick: it is not visible yet */
     uint64_t last_tick_ms;     /* monotonic, when a tick was last built */
     struct timer tick_timer, retry_timer, skip_timer;
@@ -188,6 +190,8 @@ void tchan_detach(struct tchan *tc, struct link *l);
 void tchan_queue(struct tchan *tc, struct item *take);
 /* Drops the link's items that are in no request yet. */
 void tchan_unqueue(struct tchan *tc, struct link *l);
+/* Is a message of the collection in a request that is not answered yet? */
+bool tchan_carries(const struct tchan *tc, const struct coll *c);
 bool tchan_flying_with(const struct tchan *tc, const struct link *l);
 /* Takes back a request that was built and not sent, if the link is in it; all its streams are reset. */
 void tchan_discard_next_with(struct tchan *tc, const struct link *l);

@@ -549,9 +549,7 @@ static void tchan_discard_next(struct tchan *tc)
     if (!r)
         return;
     tc->next = NULL;
-    tc->tick_built = tc->tick_sent;
-    if (tc->flying && tc->flying->tick > tc->tick_built)
-        tc->tick_built = tc->flying->tick;
+    tc->tick_built = tc->tick_maybe;
     fail_streams(r);
     request_retire(r);
 }
@@ -560,6 +558,22 @@ void tchan_discard_next_with(struct tchan *tc, const struct link *l)
 {
     if (request_has(tc->next, l))
         tchan_discard_next(tc);
+}
+
+static bool request_carries(const struct request *r, const struct coll *c)
+{
+    const struct item *it;
+
+    if (r)
+        TAILQ_FOREACH(it, &r->items, entry)
+            if (it->coll == c)
+                return true;
+    return false;
+}
+
+bool tchan_carries(const struct tchan *tc, const struct coll *c)
+{
+    return request_carries(tc->flying, c) || request_carries(tc->next, c);
 }
 
 bool tchan_flying_with(const struct tchan *tc, const struct link *l)
@@ -582,7 +596,8 @@ static void request_failed(struct tchan *tc, struct request *r, const struct err
         if (it->coll)
             coll_unverify(it->coll);
     if (!doubt)
-        tc->tick_built = tc->tick_sent;
+        tc->tick_maybe = r->maybe_before;
+    tc->tick_built = tc->tick_maybe;
     tc->row_built = 0;
     fail_streams(r);
     tchan_discard_next(tc);
@@ -620,6 +635,9 @@ static void tchan_send(struct tchan *tc)
         return;
     tc->next = NULL;
     tc->flying = r;
+    r->maybe_before = tc->tick_maybe;
+    if (r->tick)
+        tc->tick_maybe = r->tick;
     for (size_t i = 0; i < r->n_ranges; i++) {
         struct link *l = r->ranges[i].link;
         if (!l)
@@ -706,7 +724,7 @@ static void on_tick_loaded(void *arg, const struct err *err, uint64_t tt)
         return;
     }
     tc->tick_loaded = true;
-    tc->tick_built = tc->tick_sent = tt;
+    tc->tick_built = tc->tick_sent = tc->tick_maybe = tt;
     tc->backoff.cur_ms = 0;
     for (l = LIST_FIRST(&tc->links); l; l = tmp) {
         tmp = LIST_NEXT(l, of_tchan);

@@ -28,10 +28,17 @@ enum {
 /* A message of the streaming service of Milvus 2.6 (source.md 7.4). */
 static const uint8_t streaming_magic[] = {0xff, 0xfe, 0xfd, 0xfc, 'S', 'T', 'R', 'E', 'A', 'M'};
 
+/* The write-ahead logs in the folder. */
+struct log_files {
+    uint64_t num[LOG_FILES_MAX];
+    size_t n;
+};
+
 struct rmq_db {
     char *path, *secondary_dir;
     rocksdb_options_t *opts;
-    rocksdb_t *db; /* NULL: closed */
+    rocksdb_t *db;         /* NULL: closed */
+    struct log_files logs; /* as of the last refresh */
 };
 
 /* ---- open and refresh ---------------------------------------------------------------------- */
@@ -79,6 +86,7 @@ static void close_db(struct rmq_db *db)
     if (db->db)
         rocksdb_close(db->db);
     db->db = NULL;
+    db->logs.n = 0;
 }
 
 void rmq_db_free(struct rmq_db *db)
@@ -159,11 +167,6 @@ static int open_db(struct rmq_db *db, struct err *err)
     return text ? rocks_err(err, db, "open", text) : 0;
 }
 
-struct log_files {
-    uint64_t num[LOG_FILES_MAX];
-    size_t n;
-};
-
 static int list_logs(const struct rmq_db *db, struct log_files *ret, struct err *err)
 {
     DIR *d = opendir(db->path);
@@ -198,40 +201,59 @@ static bool still_listed(const struct log_files *before, const struct log_files 
     return true;
 }
 
+static int open_or_catch_up(struct rmq_db *db, struct err *err)
+{
+    char *text = NULL;
+
+    if (!db->db)
+        return open_db(db, err);
+    rocksdb_try_catch_up_with_primary(db->db, &text);
+    return text ? rocks_err(err, db, "catch up", text) : 0;
+}
+
 /*
- * A catch-up reads the manifest first and the logs afterwards. When the primary flushes and deletes a log in
- * between, what that log held at last is in neither, while later messages are: a hole. So a catch-up only
- * counts if no log vanished during it; those deleted before it are in the manifest.
+ * When the primary has flushed a log file, it deletes it. Then this instance is opened anew, for two reasons:
+ * - A catch-up reads the manifest first and the logs afterwards. What is flushed and deleted in between is in
+ *   neither, while later messages are: a hole.
+ * - The copy of the old log in memory goes on to show messages that retention has removed since. Is the
+ *   reader's last message such a one, the loss of those after it would not be noticed.
+ * It happens once per write buffer of the primary (64 MiB), and gives the memory of the copy back.
  */
-static int catch_up(struct rmq_db *db, struct err *err)
+static int try_refresh(struct rmq_db *db, bool *ret_complete, struct err *err)
 {
     struct log_files before, after;
+    int code = list_logs(db, &before, err);
 
-    for (int i = 0; i < REFRESH_TRIES; i++) {
-        char *text = NULL;
-        int code = list_logs(db, &before, err);
-
-        if (code)
-            return code;
-        rocksdb_try_catch_up_with_primary(db->db, &text);
-        if (text)
-            return rocks_err(err, db, "catch up", text);
+    if (code)
+        return code;
+    if (!still_listed(&db->logs, &before))
+        close_db(db);
+    code = open_or_catch_up(db, err);
+    if (!code)
         code = list_logs(db, &after, err);
-        if (code || still_listed(&before, &after))
-            return code;
-    }
-    return err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s: log files keep changing", db->path);
+    if (code)
+        return code;
+    *ret_complete = still_listed(&before, &after);
+    db->logs = after;
+    return 0;
 }
 
 int rmq_db_refresh(struct rmq_db *db, struct err *err)
 {
-    int code = db->db ? 0 : open_db(db, err);
+    bool complete = false;
+    int code = 0;
 
-    if (!code)
-        code = catch_up(db, err);
-    if (code)
-        close_db(db);
-    return code;
+    for (int i = 0; i < REFRESH_TRIES && !complete; i++) {
+        code = try_refresh(db, &complete, err);
+        if (code || !complete)
+            close_db(db);
+        if (code)
+            return code;
+    }
+    if (!complete)
+        return err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s: log files keep changing",
+                       db->path);
+    return 0;
 }
 
 /* ---- keys ---------------------------------------------------------------------------------- */
@@ -242,7 +264,8 @@ struct scan {
     rocksdb_readoptions_t *ro;
     rocksdb_iterator_t *it;
     char *key;   /* "<topic>/" with room for digits */
-    char *bound; /* "<topic>/:", the first key after those with digits */
+    char *lower; /* "<topic>/0" */
+    char *upper; /* "<topic>/:", the first key after those with digits */
     size_t prefix;
     const char *topic;
 };
@@ -254,9 +277,11 @@ static void scan_init(struct scan *sc, struct rmq_db *db, const char *topic)
     *sc = (struct scan){.db = db, .prefix = len, .topic = topic};
     sc->key = xmalloc(len + ID_DIGITS_MAX + 2);
     snprintf(sc->key, len + 1, "%s/", topic);
-    sc->bound = xasprintf("%s/:", topic);
+    sc->lower = xasprintf("%s/0", topic);
+    sc->upper = xasprintf("%s/:", topic);
     sc->ro = rocksdb_readoptions_create();
-    rocksdb_readoptions_set_iterate_upper_bound(sc->ro, sc->bound, len + 1);
+    rocksdb_readoptions_set_iterate_lower_bound(sc->ro, sc->lower, len + 1);
+    rocksdb_readoptions_set_iterate_upper_bound(sc->ro, sc->upper, len + 1);
     sc->it = rocksdb_create_iterator(db->db, sc->ro);
 }
 
@@ -265,7 +290,8 @@ static void scan_release(struct scan *sc)
     rocksdb_iter_destroy(sc->it);
     rocksdb_readoptions_destroy(sc->ro);
     free(sc->key);
-    free(sc->bound);
+    free(sc->lower);
+    free(sc->upper);
 }
 
 static int scan_error(const struct scan *sc, struct err *err)
@@ -653,12 +679,13 @@ static int fill_slice(struct scan *sc, const struct rmq_cursor *c, struct rmq_sl
     return code;
 }
 
-static void read_once(struct rmq_db *db, const struct rmq_cursor *c, struct rmq_slice *s)
+void rmq_db_read(struct rmq_db *db, const struct rmq_cursor *c, struct rmq_slice *s)
 {
     struct gather g = {0};
     struct scan sc;
     int code;
 
+    s->end_ms = clock_mono_ms();
     scan_init(&sc, db, c->topic);
     code = fill_slice(&sc, c, s, &g, &s->err);
     /* What came before a bad message is delivered; the next slice begins with it and tells. */
@@ -672,24 +699,6 @@ static void read_once(struct rmq_db *db, const struct rmq_cursor *c, struct rmq_
         s->err.code = ERR_OK;
     free(g.data);
     scan_release(&sc);
-}
-
-void rmq_db_read(struct rmq_db *db, const struct rmq_cursor *c, struct rmq_slice *s)
-{
-    struct err err;
-
-    s->end_ms = clock_mono_ms();
-    read_once(db, c, s);
-    if (!s->err.code || s->err.cls != ERRC_LOST)
-        return;
-    /* Loss stops a channel until a human comes: make sure with a fresh instance. */
-    close_db(db);
-    if (rmq_db_refresh(db, &err)) {
-        err_copy(&s->err, &err);
-        return;
-    }
-    s->err.code = ERR_OK;
-    read_once(db, c, s);
 }
 
 int rmq_db_last(struct rmq_db *db, const char *topic, bool *ret_found, uint64_t *ret_id,

@@ -18,15 +18,16 @@
 #include <event2/event.h>
 #include <event2/listener.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <nghttp2/nghttp2.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
 
-#include <openssl/types.h> /* SSL_CTX, without err.h's clash */
-
 struct peer_conn;
+struct ssl_ctx_st; /* OpenSSL's own names, whose headers clash with base/err.h */
+struct ssl_st;
 
 struct peer_stream {
     LIST_ENTRY(peer_stream) next;
@@ -56,11 +57,12 @@ struct peer {
     struct loop *loop;
     struct evconnlistener *listener;
     uint16_t port;
-    SSL_CTX *tls;
+    struct ssl_ctx_st *tls;
     LIST_HEAD(, peer_conn) conns;
     uint32_t max_streams, window; /* SETTINGS; 0: default */
     bool drip_all;                /* one byte per loop turn */
     bool mute;                    /* accepts, says nothing */
+    const char *raw;              /* said instead of HTTP/2 */
     ssize_t cut_in, cut_out; /* the first connection is cut after so many bytes; -1: never */
     unsigned accepted, requests, complete, pings, resets, open, most_open;
     size_t last_sent, last_fed; /* of the last closed connection */
@@ -360,7 +362,7 @@ static void peer_readable(struct bufferevent *bev, void *arg)
     struct peer *p = c->peer;
     struct evbuffer *in = bufferevent_get_input(bev);
 
-    if (p->mute)
+    if (p->mute || p->raw)
         return;
     while (evbuffer_get_length(in) > 0) {
         struct evbuffer_iovec v;
@@ -416,7 +418,7 @@ static void peer_session(struct peer_conn *c)
         nghttp2_session_set_local_window_size(c->session, 0, 0, (int32_t)c->peer->window);
 }
 
-struct ssl_st *peer_tls_accept(SSL_CTX *ctx); /* in the test: needs OpenSSL's headers */
+struct ssl_st *peer_tls_accept(struct ssl_ctx_st *ctx); /* in the test */
 
 static void peer_accept(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *sa,
                         int len, void *arg)
@@ -424,10 +426,12 @@ static void peer_accept(struct evconnlistener *listener, evutil_socket_t fd, str
     struct peer *p = arg;
     struct peer_conn *c = xcalloc(1, sizeof(*c));
     struct event_base *base = loop_base(p->loop);
+    int one = 1;
 
     (void)listener;
     (void)sa;
     (void)len;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     p->accepted++;
     c->peer = p;
     c->drip = evbuffer_new();
@@ -440,7 +444,9 @@ static void peer_accept(struct evconnlistener *listener, evutil_socket_t fd, str
     bufferevent_setcb(c->bev, peer_readable, NULL, peer_event, c);
     bufferevent_enable(c->bev, EV_READ | EV_WRITE);
     peer_session(c);
-    if (!p->mute)
+    if (p->raw)
+        bufferevent_write(c->bev, p->raw, strlen(p->raw));
+    else if (!p->mute)
         timer_set(&c->kick, 0);
 }
 

@@ -1,0 +1,319 @@
+/* target.c - the sink for a standby: life, databases, drops, data. */
+#include "milvus/target.h"
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "milvus/target_priv.h"
+
+#include <event2/buffer.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { REPLICATE_BASE_MS = 30000, REPLICATE_MS_PER_MB = 1000 };
+
+/* ---- life ------------------------------------------------------------------------------------- */
+
+static struct target *target_of(struct sink *s)
+{
+    return container_of(s, struct target, sink);
+}
+
+static void sink_cancel(struct sink_call *call)
+{
+    if (call)
+        call_end(call);
+}
+
+static uint64_t sink_generation(struct sink *s)
+{
+    return grpc_client_generation(target_of(s)->grpc);
+}
+
+static const struct sink_ops ops = {
+    .ensure_collection = target_ensure_collection,
+    .ensure_database = target_ensure_database,
+    .drop_collection = target_drop_collection,
+    .drop_partition = target_drop_partition,
+    .apply_operation = target_apply_operation,
+    .replicate = target_replicate,
+    .cancel = sink_cancel,
+    .generation = sink_generation,
+};
+
+struct sink *target_open(struct loop *l, const struct target_options *o, struct err *err)
+{
+    struct target *t;
+    struct grpc_client *grpc;
+    char *address;
+
+    grpc = target_connect(l, o, &address, err);
+    if (!grpc)
+        return NULL;
+    t = xcalloc(1, sizeof(*t));
+    t->sink.ops = &ops;
+    t->loop = l;
+    t->grpc = grpc;
+    t->address = address;
+    t->ignore_partition = o->ignore_partition;
+    LIST_INIT(&t->calls);
+    return &t->sink;
+}
+
+static void target_free(void *arg)
+{
+    struct target *t = arg;
+
+    free(t->address);
+    free(t);
+}
+
+void target_close(struct sink *s)
+{
+    struct target *t;
+
+    if (!s)
+        return;
+    t = target_of(s);
+    while (!LIST_EMPTY(&t->calls))
+        call_end(LIST_FIRST(&t->calls));
+    grpc_client_close(t->grpc);
+    t->grpc = NULL;
+    loop_defer(t->loop, target_free, t); /* after its calls */
+}
+
+const char *target_trouble(struct sink *s)
+{
+    return grpc_client_trouble(target_of(s)->grpc);
+}
+
+/* ---- databases -------------------------------------------------------------------------------- */
+
+static void on_database_created(struct sink_call *c, const struct answer *a)
+{
+    struct answer ok = {.ok = true, .raw = a->raw};
+    bool exists = a->milvus_code && strstr(a->err.text, "already exist");
+
+    if (a->ok)
+        log_info("target", "database created", KS("target", c->target->address), KS("db", c->db));
+    c->db_done(c, exists ? &ok : a);
+}
+
+static void database_create(struct sink_call *c)
+{
+    Pb__CreateDatabaseRequest req = PB__CREATE_DATABASE_REQUEST__INIT;
+    struct replicate_base base;
+
+    req.msg_base = replicate_base_init(&base, c->db_tt);
+    req.db_name = pb_str(c->db);
+    call_send(c, "CreateDatabase", ANSWER_STATUS, NULL, &req.base, on_database_created);
+}
+
+static void on_databases(struct sink_call *c, const struct answer *a)
+{
+    struct answer ans = *a;
+    char context[CONTEXT_MAX];
+    Pb__ListDatabasesResponse *m = NULL;
+    bool found = false;
+
+    if (ans.ok)
+        m = answer_unpack(&ans, &pb__list_databases_response__descriptor,
+                          call_context(c, context, sizeof(context)));
+    if (!m) {
+        c->db_done(c, &ans);
+        return;
+    }
+    for (size_t i = 0; i < m->n_db_names && !found; i++)
+        found = strcmp(m->db_names[i], c->db) == 0;
+    pb__list_databases_response__free_unpacked(m, NULL);
+    if (found)
+        c->db_done(c, &ans);
+    else
+        database_create(c);
+}
+
+void database_ensure(struct sink_call *c, const char *db, uint64_t tt, answer_fn done)
+{
+    Pb__ListDatabasesRequest req = PB__LIST_DATABASES_REQUEST__INIT;
+
+    c->db = db;
+    c->db_tt = tt;
+    c->db_done = done;
+    call_send(c, "ListDatabases", ANSWER_FIELD_1, NULL, &req.base, on_databases);
+}
+
+static void on_done(struct sink_call *c, const struct answer *a)
+{
+    plain_call_done(c, a->ok ? NULL : &a->err);
+}
+
+static void on_nothing_to_do(struct sink_call *c)
+{
+    plain_call_done(c, NULL);
+}
+
+struct sink_call *target_ensure_database(struct sink *s, const char *db, uint64_t tt, sink_done_fn done, void *arg)
+{
+    struct plain_call *p = plain_call_new(target_of(s), xstrdup(db), done, arg);
+
+    if (strcmp(db, "default") == 0) /* always there; servers before 2.2.9 know no databases */
+        call_after(&p->call, 0, on_nothing_to_do);
+    else
+        database_ensure(&p->call, p->call.object, tt, on_done);
+    return &p->call;
+}
+
+/* ---- drops ------------------------------------------------------------------------------------ */
+
+static void on_dropped(struct sink_call *c, const struct answer *a)
+{
+    bool absent = a->milvus_code && a->err.code == ERR_NOT_FOUND;
+
+    plain_call_done(c, a->ok || absent ? NULL : &a->err);
+}
+
+struct sink_call *target_drop_collection(struct sink *s, const char *db, const char *name, uint64_t tt,
+                                         sink_done_fn done, void *arg)
+{
+    struct plain_call *p = plain_call_new(target_of(s), xasprintf("%s.%s", db, name), done, arg);
+    Pb__CollectionRequest req = PB__COLLECTION_REQUEST__INIT;
+    struct replicate_base base;
+
+    req.msg_base = replicate_base_init(&base, tt);
+    req.db_name = pb_str(db);
+    req.collection_name = pb_str(name);
+    call_send(&p->call, "DropCollection", ANSWER_STATUS, db, &req.base, on_dropped);
+    return &p->call;
+}
+
+struct sink_call *target_drop_partition(struct sink *s, const char *db, const char *collection,
+                                        const char *partition, uint64_t tt, sink_done_fn done, void *arg)
+{
+    struct target *t = target_of(s);
+    struct plain_call *p = plain_call_new(t, xasprintf("%s.%s partition %s", db, collection, partition), done, arg);
+    Pb__PartitionRequest req = PB__PARTITION_REQUEST__INIT;
+    struct replicate_base base;
+
+    if (t->ignore_partition) {
+        call_after(&p->call, 0, on_nothing_to_do);
+        return &p->call;
+    }
+    req.msg_base = replicate_base_init(&base, tt);
+    req.db_name = pb_str(db);
+    req.collection_name = pb_str(collection);
+    req.partition_name = pb_str(partition);
+    call_send(&p->call, "DropPartition", ANSWER_STATUS, db, &req.base, on_dropped);
+    return &p->call;
+}
+
+/* ---- data ------------------------------------------------------------------------------------- */
+
+struct replicate_call {
+    struct sink_call call;
+    sink_batch_fn done;
+    void *arg;
+};
+
+static void replicate_release(struct sink_call *c)
+{
+    free(container_of(c, struct replicate_call, call));
+}
+
+static void replicate_fail(struct sink_call *c, const struct err *err)
+{
+    struct replicate_call *r = container_of(c, struct replicate_call, call);
+
+    call_end(c);
+    r->done(r->arg, err, false, "");
+}
+
+bool target_replicate_refused(const struct answer *a)
+{
+    /* What is checked before the first message is produced: milvus internal/proxy/impl.go ReplicateMessage,
+     * and the interceptors before it. A request over the size limit does not reach them. */
+    switch (a->milvus_code) {
+    case MERR_NOT_READY:
+    case MERR_UNIMPLEMENTED:
+    case MERR_PARAMETER_INVALID:
+    case MERR_UNAUTHENTICATED:
+    case MERR_PRIVILEGE:
+    case MERR_DENY_REPLICATE:
+        return true;
+    case 0:
+        break;
+    default:
+        return false;
+    }
+    if (!a->raw->maybe_sent)
+        return true;
+    return a->raw->status == 16 || a->raw->status == 12 ||
+           (a->raw->status == 8 && strstr(a->raw->message, "larger than max"));
+}
+
+static void on_replicated(struct sink_call *c, const struct answer *a)
+{
+    struct replicate_call *r = container_of(c, struct replicate_call, call);
+    struct answer ans = *a;
+    char context[CONTEXT_MAX];
+    Pb__ReplicateMessageResponse *m = NULL;
+
+    if (ans.ok)
+        m = answer_unpack(&ans, &pb__replicate_message_response__descriptor,
+                          call_context(c, context, sizeof(context)));
+    /* what it is about was made or dropped just now: the caller looks at the metadata again */
+    if (!ans.ok && ans.err.code == ERR_NOT_FOUND)
+        ans.err.cls = ERRC_RETRY;
+    call_end(c);
+    if (m)
+        r->done(r->arg, NULL, false, m->position);
+    else
+        r->done(r->arg, &ans.err, !target_replicate_refused(&ans), "");
+    if (m)
+        pb__replicate_message_response__free_unpacked(m, NULL);
+}
+
+/* ReplicateMessageRequest up to its Msgs (milvus.proto). */
+static struct evbuffer *replicate_head(const char *pchannel, uint64_t begin_tt, uint64_t end_tt)
+{
+    enum { BASE = 1, CHANNEL_NAME = 2, BEGIN_TS = 3, END_TS = 4 };
+    static const uint8_t base[] = {0x3a, 2, 0x08, 1}; /* replicateInfo 7 {isReplicate 1: true} */
+    struct evbuffer *body = evbuffer_new();
+    struct pb_out out = {0};
+
+    pb_out_bytes(&out, BASE, base, sizeof(base));
+    pb_out_str(&out, CHANNEL_NAME, pchannel);
+    pb_out_u64(&out, BEGIN_TS, begin_tt);
+    pb_out_u64(&out, END_TS, end_tt);
+    if (!body || evbuffer_add(body, out.data, out.len))
+        abort();
+    pb_out_release(&out);
+    return body;
+}
+
+static unsigned replicate_deadline_ms(size_t bytes)
+{
+    size_t mb = bytes >> 20;
+
+    return REPLICATE_BASE_MS + REPLICATE_MS_PER_MB * (unsigned)(mb < 1024 ? mb : 1024);
+}
+
+struct sink_call *target_replicate(struct sink *s, const char *pchannel, uint64_t begin_tt, uint64_t end_tt,
+                                   struct evbuffer *msgs, sink_batch_fn done, void *arg)
+{
+    struct replicate_call *r = xcalloc(1, sizeof(*r));
+    unsigned deadline_ms = replicate_deadline_ms(evbuffer_get_length(msgs));
+    struct evbuffer *body = replicate_head(pchannel, begin_tt, end_tt);
+
+    call_init(&r->call, target_of(s), xstrdup(pchannel), replicate_release, replicate_fail);
+    r->done = done;
+    r->arg = arg;
+    if (evbuffer_add_buffer(body, msgs)) {
+        err_set(&r->call.late, ERR_INTERNAL, ERRC_RETRY, "target %s: the request's buffer is frozen",
+                r->call.target->address);
+        call_fail_later(&r->call);
+    } else {
+        call_rpc(&r->call, "ReplicateMessage", ANSWER_FIELD_1, NULL, body, deadline_ms, on_replicated);
+    }
+    evbuffer_free(body);
+    return &r->call;
+}

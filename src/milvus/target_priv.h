@@ -1,0 +1,199 @@
+/*
+ * target_priv.h - the parts of the standby sink: one struct sink_call per operation, its RPCs one after another.
+ *
+ * Ownership  a sink_call belongs to its target's list until call_end(), sink->ops->cancel() or target_close();
+ *            its memory goes when the loop turn ends.   Thread  loop thread only.
+ */
+#ifndef MILVUS_TARGET_PRIV_H
+#define MILVUS_TARGET_PRIV_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "base/err.h"
+#include "base/pbwire.h"
+#include "loop/loop.h"
+#include "milvus/target.h"
+#include "net/grpc.h"
+#include "repl/port.h"
+
+#include "milvus.pb-c.h"
+
+/* MsgType (milvus common.proto) of the operations on the replicate channel. */
+enum {
+    OP_LOAD_COLLECTION = 106,
+    OP_RELEASE_COLLECTION = 107,
+    OP_LOAD_PARTITIONS = 205,
+    OP_RELEASE_PARTITIONS = 206,
+    OP_CREATE_INDEX = 300,
+    OP_DROP_INDEX = 302,
+    OP_ALTER_INDEX = 304,
+    OP_FLUSH = 402,
+    OP_CREATE_DATABASE = 1801,
+    OP_DROP_DATABASE = 1802,
+    OP_ALTER_DATABASE = 1804,
+};
+
+/* Status codes (milvus pkg/util/merr). */
+enum {
+    MERR_NOT_READY = 1,
+    MERR_UNIMPLEMENTED = 10,
+    MERR_COLLECTION_NOT_FOUND = 100,
+    MERR_PARTITION_NOT_FOUND = 200,
+    MERR_CHANNEL_NOT_FOUND = 500,
+    MERR_INDEX_NOT_FOUND = 700,
+    MERR_DATABASE_NOT_FOUND = 800,
+    MERR_PARAMETER_INVALID = 1100,
+    MERR_UNAUTHENTICATED = 1400,
+    MERR_PRIVILEGE = 1401,
+    MERR_DENY_REPLICATE = 1900,
+    MERR_UNEXPECTED = 65535,
+};
+
+/* The code of a Status, also of an old server that fills only error_code; 0: success. */
+int32_t target_status_code(int32_t code, int32_t old_code, const char *reason);
+
+struct target {
+    struct sink sink; /* first: a struct sink * is a struct target * */
+    struct loop *loop;
+    struct grpc_client *grpc;
+    char *address; /* for texts */
+    bool ignore_partition;
+    LIST_HEAD(, sink_call) calls;
+};
+
+/* Makes the connection, with login; host and port are in *ret_address (caller frees). NULL and err on failure. */
+struct grpc_client *target_connect(struct loop *l, const struct target_options *o, char **ret_address,
+                                   struct err *err);
+
+/* What became of one RPC. */
+struct answer {
+    bool ok;
+    struct err err;                /* !ok */
+    int32_t milvus_code;           /* 0: no Status came (err is about the connection or the protocol) */
+    const struct grpc_result *raw; /* borrowed */
+};
+typedef void (*answer_fn)(struct sink_call *c, const struct answer *a);
+
+/* Where is the Status of an answer? */
+enum answer_kind { ANSWER_STATUS, ANSWER_FIELD_1 };
+
+void answer_init(struct answer *ret, const struct grpc_result *r, enum answer_kind kind, const char *context);
+/* Unpacks the whole answer; NULL (then a->err is set and a->ok is false) when it cannot be parsed. */
+void *answer_unpack(struct answer *a, const ProtobufCMessageDescriptor *d, const char *context);
+
+struct sink_call {
+    LIST_ENTRY(sink_call) next;
+    struct target *target;
+    char *object;       /* "db.collection", for texts */
+    const char *method; /* of the RPC under way or the last one */
+    enum answer_kind kind;
+    answer_fn on_answer;
+    struct grpc_call *rpc; /* NULL: none under way */
+    struct timer timer;    /* armed: waits for on_timer */
+    void (*on_timer)(struct sink_call *c);
+    void (*release)(struct sink_call *c); /* frees what c holds and c; object and timer are call.c's */
+    bool gone;
+    struct err late;
+    void (*fail)(struct sink_call *c, const struct err *err); /* completes; for call_fail_later() */
+    /* target_database.c */
+    const char *db;
+    uint64_t db_tt;
+    answer_fn db_done;
+};
+
+/* object is taken. fail must complete the call. */
+void call_init(struct sink_call *c, struct target *t, char *object, void (*release)(struct sink_call *),
+               void (*fail)(struct sink_call *, const struct err *));
+/* The call is over: no callback of ours comes any more. Complete right after it. Twice is allowed. */
+void call_end(struct sink_call *c);
+/* One RPC. db (NULL: none) goes into the dbname header; body is moved. */
+void call_rpc(struct sink_call *c, const char *method, enum answer_kind kind, const char *db,
+              struct evbuffer *body, unsigned deadline_ms, answer_fn fn);
+/* The same with a message, and DDL_DEADLINE_MS. */
+void call_send(struct sink_call *c, const char *method, enum answer_kind kind, const char *db,
+               const ProtobufCMessage *req, answer_fn fn);
+void call_after(struct sink_call *c, unsigned ms, void (*fn)(struct sink_call *));
+/* For errors found inside the starting call. */
+void call_fail_later(struct sink_call *c);
+/* "target host:port: Method object" */
+const char *call_context(const struct sink_call *c, char *buf, size_t size);
+
+enum { DDL_DEADLINE_MS = 30000, CONTEXT_MAX = 600 };
+
+/* base{replicateInfo{isReplicate true, msgTimestamp tt}} */
+struct replicate_base {
+    Pb__ReplicateInfo info;
+    Pb__MsgBase base;
+};
+Pb__MsgBase *replicate_base_init(struct replicate_base *b, uint64_t tt);
+
+/* An operation without a result. */
+struct plain_call {
+    struct sink_call call;
+    sink_done_fn done;
+    void *arg;
+};
+/* Takes object. */
+struct plain_call *plain_call_new(struct target *t, char *object, sink_done_fn done, void *arg);
+void plain_call_done(struct sink_call *c, const struct err *err);
+
+/* Makes a database where it is missing; then done(), whose answer says ok or has the error. */
+void database_ensure(struct sink_call *c, const char *db, uint64_t tt, answer_fn done);
+
+/* protobuf-c's fields are not const, though packing does not write. */
+static inline char *pb_str(const char *s)
+{
+    return (char *)(uintptr_t)s;
+}
+
+/* ---- target_schema.c: pure ---- */
+
+/*
+ * Does the target's collection take the source's rows as they are?  Fields by order: name, data type, key, autoID,
+ * partition key, element type, nullable, type params; dynamic field.  0, or ERR_STATE (USER) naming field and values.
+ */
+int target_schema_compare(const Pb__CollectionSchema *source, const Pb__CollectionSchema *target, struct err *err);
+bool target_schema_has_partition_key(const Pb__CollectionSchema *s);
+
+struct vchannel {
+    size_t pchannel_len;
+    int64_t collection_id;
+    size_t number;
+};
+/* "<pchannel>_<id>v<n>". False: not of that form. */
+bool target_vchannel_parse(const char *vchannel, struct vchannel *ret);
+/*
+ * The shards in order of their numbers, which must be 0 .. n-1, of that collection, on the physical channels named.
+ * A wrong shard name kills a standby for good (target.md 3.1), so any doubt is an error.
+ * Caller frees with target_shards_free().
+ */
+int target_shards(const Pb__DescribeCollectionResponse *d, size_t n_source, struct sink_shard **ret, struct err *err);
+void target_shards_free(struct sink_shard *shards, size_t n);
+
+/* ---- target_op.c: pure part ---- */
+
+/*
+ * A user's request with the target's names and base{replicateInfo} with its own time.  partitions (NULL: as they are)
+ * replaces partition_names of Load/ReleasePartitions.  ERR_PROTO (DATA): not a request.
+ */
+int target_op_rewrite(int msg_type, const uint8_t *data, size_t len, const char *db, const char *collection,
+                      char *const *partitions, size_t n_partitions, struct pb_out *out, struct err *err);
+
+/* ---- operations, for the table of ops ---- */
+
+struct sink_call *target_ensure_collection(struct sink *s, const struct src_collection *c, const char *db,
+                                           const char *name, bool allow_create, sink_collection_fn done, void *arg);
+struct sink_call *target_ensure_database(struct sink *s, const char *db, uint64_t tt, sink_done_fn done, void *arg);
+struct sink_call *target_drop_collection(struct sink *s, const char *db, const char *name, uint64_t tt,
+                                         sink_done_fn done, void *arg);
+struct sink_call *target_drop_partition(struct sink *s, const char *db, const char *collection,
+                                        const char *partition, uint64_t tt, sink_done_fn done, void *arg);
+struct sink_call *target_apply_operation(struct sink *s, int msg_type, const uint8_t *data, size_t len,
+                                         const char *db, const char *collection, sink_done_fn done, void *arg);
+struct sink_call *target_replicate(struct sink *s, const char *pchannel, uint64_t begin_tt, uint64_t end_tt,
+                                   struct evbuffer *msgs, sink_batch_fn done, void *arg);
+/* True: the target certainly produced nothing of that request. */
+bool target_replicate_refused(const struct answer *a);
+#endif

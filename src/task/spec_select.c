@@ -1,0 +1,288 @@
+#include "base/err.h"
+#include "base/mem.h"
+#include "task/spec.h"
+#include "task/spec_fields.h"
+#include "task/spec_priv.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool is_all(const char *name)
+{
+    return strcmp(name, "*") == 0;
+}
+
+/* A dot separates database and collection in the names of the duplicate rule. */
+static int check_name(const char *what, const char *name, const struct spec_limits *limits,
+                      struct err *err)
+{
+    if (!*name)
+        return err_set(err, ERR_INVALID, ERRC_USER, "%s is empty", what);
+    if (limits && strlen(name) > limits->max_name_length)
+        return err_set(err, ERR_INVALID, ERRC_USER, "%s has %zu bytes, allowed are %zu: %.64s...",
+                       what, strlen(name), limits->max_name_length, name);
+    if (strchr(name, '.'))
+        return err_set(err, ERR_INVALID, ERRC_USER, "%s has a dot in it: %s", what, name);
+    return 0;
+}
+
+static int add_position(struct spec_collection *c, const char *key, const char *value,
+                        int64_t *collection_id, struct err *err)
+{
+    struct spec_position *p = &c->positions[c->n_positions];
+    char *channel = NULL;
+    int64_t id;
+    int rc = spec_parse_vchannel(p, key, &id, err);
+
+    if (rc != 0)
+        return rc;
+    c->n_positions++;
+    if (*collection_id >= 0 && id != *collection_id)
+        return err_set(err, ERR_INVALID, ERRC_USER,
+                       "the positions of %s belong to two collections, %" PRId64 " and %" PRId64,
+                       c->name, *collection_id, id);
+    *collection_id = id;
+    rc = spec_parse_position(value, p->id, &p->id_len, &p->tt, &channel, err);
+    if (rc != 0)
+        (void)err_wrap(err, "%s", key); /* rc is its code */
+    else if (channel && strcmp(channel, p->vchannel) != 0 && strcmp(channel, p->pchannel) != 0)
+        rc = err_set(err, ERR_INVALID, ERRC_USER, "the position for %s is of another channel, %s",
+                     key, channel);
+    free(channel);
+    return rc;
+}
+
+static int add_positions(struct spec_collection *c, const json_t *positions, struct err *err)
+{
+    int64_t collection_id = -1;
+    const char *key;
+    json_t *value;
+    int rc = 0;
+
+    if (json_object_size(positions) == 0)
+        return 0;
+    if (is_all(c->name))
+        return err_set(err, ERR_INVALID, ERRC_USER, "`*` cannot have positions");
+    c->positions = xcalloc(json_object_size(positions), sizeof(*c->positions));
+    json_object_foreach((json_t *)(uintptr_t)positions, key, value) {
+        rc = add_position(c, key, json_string_value(value), &collection_id, err);
+        if (rc != 0)
+            break;
+    }
+    return rc;
+}
+
+static bool covers(const char *pattern, const char *name)
+{
+    return is_all(pattern) || strcmp(pattern, name) == 0;
+}
+
+/* The same collection twice, by name or through `*`, in one request. */
+static int check_duplicate(const struct task_spec *s, const struct spec_collection *c,
+                           struct err *err)
+{
+    for (size_t i = 0; i < s->n_collections; i++) {
+        const struct spec_collection *o = &s->collections[i];
+
+        if (o == c)
+            continue;
+        if ((covers(o->db, c->db) && covers(o->name, c->name)) ||
+            (covers(c->db, o->db) && covers(c->name, o->name)))
+            return err_set(err, ERR_INVALID, ERRC_USER,
+                           "%s.%s and %s.%s select the same collection", o->db, o->name, c->db,
+                           c->name);
+    }
+    return 0;
+}
+
+static int add_collection(struct task_spec *s, const char *db, const json_t *info,
+                          const struct spec_limits *limits, struct err *err)
+{
+    const char *name = field_str(info, "name");
+    struct spec_collection *c;
+    int rc = check_name("the collection's name", name, limits, err);
+
+    if (rc != 0)
+        return rc;
+    s->collections = xrealloc(s->collections, (s->n_collections + 1) * sizeof(*s->collections));
+    c = &s->collections[s->n_collections++];
+    *c = (struct spec_collection){.db = xstrdup(db),
+                                  .name = xstrdup(name),
+                                  .use_start_position = field_bool(info, "use_start_position")};
+    rc = check_duplicate(s, c, err);
+    return rc == 0 ? add_positions(c, json_object_get(info, "positions"), err) : rc;
+}
+
+static int add_list(struct task_spec *s, const char *db, const json_t *infos,
+                    const struct spec_limits *limits, struct err *err)
+{
+    int rc = check_name("the database's name", db, limits, err);
+
+    if (rc == 0 && json_array_size(infos) == 0)
+        return err_set(err, ERR_INVALID, ERRC_USER, "db_collections has no collection for %s", db);
+    for (size_t i = 0; i < json_array_size(infos) && rc == 0; i++)
+        rc = add_collection(s, db, json_array_get(infos, i), limits, err);
+    return rc;
+}
+
+int spec_check_selection(struct task_spec *s, const json_t *req, const struct spec_limits *limits,
+                         struct err *err)
+{
+    const json_t *infos = json_object_get(req, "collection_infos");
+    json_t *dbs = json_object_get(req, "db_collections");
+    const char *db;
+    json_t *list;
+    int rc = 0;
+
+    if (json_array_size(infos) == 0 && json_object_size(dbs) == 0)
+        return err_set(err, ERR_INVALID, ERRC_USER,
+                       "no collection is selected: collection_infos and db_collections are empty");
+    if (json_array_size(infos) > 0 && json_object_size(dbs) > 0)
+        return err_set(err, ERR_INVALID, ERRC_USER,
+                       "collection_infos and db_collections cannot be given together");
+    if (json_array_size(infos) > 0)
+        return add_list(s, "default", infos, limits, err);
+    json_object_foreach(dbs, db, list) {
+        rc = add_list(s, db, list, limits, err);
+        if (rc != 0)
+            break;
+    }
+    return rc;
+}
+
+/* ---- name_mapping */
+
+static bool selects(const struct task_spec *s, const char *db, const char *name)
+{
+    for (size_t i = 0; i < s->n_collections; i++) {
+        const struct spec_collection *c = &s->collections[i];
+
+        if (covers(c->db, db) && (!name || covers(c->name, name)))
+            return true;
+    }
+    return false;
+}
+
+static int check_mapped_name(const char *what, const char *name, const struct spec_limits *limits,
+                             struct err *err)
+{
+    if (is_all(name))
+        return err_set(err, ERR_INVALID, ERRC_USER, "%s cannot be `*`", what);
+    return check_name(what, name, limits, err);
+}
+
+static int add_pair(struct task_spec *s, struct spec_mapping *m, const char *source,
+                    const char *target, const struct spec_limits *limits, struct err *err)
+{
+    int rc = check_mapped_name("name_mapping: the source collection", source, limits, err);
+
+    if (rc == 0)
+        rc = check_mapped_name("name_mapping: the target collection", target, limits, err);
+    if (rc != 0)
+        return rc;
+    if (!selects(s, m->source_db, source))
+        return err_set(err, ERR_INVALID, ERRC_USER,
+                       "name_mapping has %s.%s, which the task does not select", m->source_db,
+                       source);
+    m->source[m->n] = xstrdup(source);
+    m->target[m->n++] = xstrdup(target);
+    return 0;
+}
+
+static int add_mapping(struct task_spec *s, const json_t *entry, const struct spec_limits *limits,
+                       struct err *err)
+{
+    json_t *pairs = json_object_get(entry, "collection_mapping"), *target;
+    const char *db = field_str(entry, "source_db"), *to = field_str(entry, "target_db"), *source;
+    struct spec_mapping *m = &s->mappings[s->n_mappings];
+    int rc = check_mapped_name("name_mapping: source_db", db, limits, err);
+
+    if (rc == 0)
+        rc = check_mapped_name("name_mapping: target_db", to, limits, err);
+    if (rc == 0 && !selects(s, db, NULL))
+        rc = err_set(err, ERR_INVALID, ERRC_USER,
+                     "name_mapping has the database %s, of which the task selects nothing", db);
+    if (rc != 0)
+        return rc;
+    s->n_mappings++;
+    *m = (struct spec_mapping){.source_db = xstrdup(db),
+                               .target_db = xstrdup(to),
+                               .source = xcalloc(json_object_size(pairs) + 1, sizeof(char *)),
+                               .target = xcalloc(json_object_size(pairs) + 1, sizeof(char *))};
+    json_object_foreach(pairs, source, target) {
+        rc = add_pair(s, m, source, json_string_value(target), limits, err);
+        if (rc != 0)
+            break;
+    }
+    return rc;
+}
+
+/* One source has one target, and two sources never become one. */
+static int check_pair_conflict(const struct spec_mapping *a, size_t i, const struct spec_mapping *b,
+                               size_t k, struct err *err)
+{
+    if (strcmp(a->source_db, b->source_db) == 0 && strcmp(a->source[i], b->source[k]) == 0)
+        return err_set(err, ERR_INVALID, ERRC_USER, "name_mapping has %s.%s twice", a->source_db,
+                       a->source[i]);
+    if (strcmp(a->target_db, b->target_db) == 0 && strcmp(a->target[i], b->target[k]) == 0)
+        return err_set(err, ERR_INVALID, ERRC_USER,
+                       "name_mapping gives %s.%s and %s.%s the same target %s.%s", a->source_db,
+                       a->source[i], b->source_db, b->source[k], a->target_db, a->target[i]);
+    return 0;
+}
+
+static int check_conflict(const struct spec_mapping *a, const struct spec_mapping *b,
+                          struct err *err)
+{
+    if (a != b && a->n == 0 && b->n == 0 && strcmp(a->source_db, b->source_db) == 0)
+        return err_set(err, ERR_INVALID, ERRC_USER, "name_mapping has the database %s twice",
+                       a->source_db);
+    for (size_t i = 0; i < a->n; i++)
+        for (size_t k = a == b ? i + 1 : 0; k < b->n; k++)
+            if (check_pair_conflict(a, i, b, k, err) != 0)
+                return ERR_INVALID;
+    return 0;
+}
+
+/* A collection selected by name must not come out under the name of another one. */
+static int check_targets(const struct task_spec *s, struct err *err)
+{
+    for (size_t i = 0; i < s->n_collections; i++) {
+        const struct spec_collection *a = &s->collections[i];
+        const char *db, *name, *db2, *name2;
+
+        if (is_all(a->db) || is_all(a->name) || !spec_matches(s, a->db, a->name, NULL, &db, &name))
+            continue;
+        for (size_t k = i + 1; k < s->n_collections; k++) {
+            const struct spec_collection *b = &s->collections[k];
+
+            if (is_all(b->db) || is_all(b->name) ||
+                !spec_matches(s, b->db, b->name, NULL, &db2, &name2))
+                continue;
+            if (strcmp(db, db2) == 0 && strcmp(name, name2) == 0)
+                return err_set(err, ERR_INVALID, ERRC_USER,
+                               "name_mapping gives %s.%s and %s.%s the same target %s.%s", a->db,
+                               a->name, b->db, b->name, db, name);
+        }
+    }
+    return 0;
+}
+
+int spec_check_mapping(struct task_spec *s, const json_t *req, const struct spec_limits *limits,
+                       struct err *err)
+{
+    const json_t *list = json_object_get(req, "name_mapping");
+    size_t n = json_array_size(list);
+    int rc = 0;
+
+    if (n == 0)
+        return 0;
+    s->mappings = xcalloc(n, sizeof(*s->mappings));
+    for (size_t i = 0; i < n && rc == 0; i++) {
+        rc = add_mapping(s, json_array_get(list, i), limits, err);
+        for (size_t k = 0; k <= i && rc == 0; k++)
+            rc = check_conflict(&s->mappings[k], &s->mappings[i], err);
+    }
+    return rc == 0 ? check_targets(s, err) : rc;
+}

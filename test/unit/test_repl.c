@@ -1,0 +1,1610 @@
+/*
+ * test_repl.c - the replication heart against a model of a source and of a standby.
+ *
+ * The model knows what the real ones do (source.md 6, target.md 3): rows survive when no Delete of their key has a
+ * greater time; repeats of a request double its rows; a repeated message id is dropped only inside one tick window.
+ * A random workload, failing requests, crashes at any moment; in the end source and target must be equal, no tick may
+ * ever have gone back, and no row may have come at or below its channel's tick.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+#include <event2/buffer.h>
+#include <event2/event.h>
+
+#include "base/buf.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/metric.h"
+#include "base/pbwire.h"
+#include "repl/priv.h"
+
+static struct loop *loop;
+static unsigned rnd_state;
+
+static unsigned rnd(unsigned n)
+{
+    rnd_state = rnd_state * 1103515245u + 12345u;
+    return (rnd_state >> 8) % n;
+}
+
+/* ---- source: log ------------------------------------------------------------------------------------ */
+
+#define N_SRC 2
+#define N_DST 2
+#define N_KEYS 12
+
+struct log_msg {
+    uint64_t id;
+    struct buf *buf;
+};
+struct topic {
+    char name[32];
+    struct log_msg *msgs;
+    size_t n;
+    uint64_t first; /* index of the first message that still exists */
+};
+static struct topic topics[N_SRC + 1]; /* the last one: the replicate channel */
+static uint64_t next_id = 1000;
+
+struct wal_reader {
+    struct topic *topic;
+    size_t next;
+    bool paused, lost;
+    struct wal_reader_cbs cbs;
+    void *arg;
+    struct timer timer;
+};
+
+static struct topic *topic_get(const char *name)
+{
+    for (int i = 0; i <= N_SRC; i++)
+        if (strcmp(topics[i].name, name) == 0)
+            return &topics[i];
+    fail_msg("unknown topic %s", name);
+    return NULL;
+}
+
+static void topic_append(struct topic *t, const struct pb_out *o)
+{
+    t->msgs = xrealloc(t->msgs, (t->n + 1) * sizeof(*t->msgs));
+    t->msgs[t->n].id = next_id++;
+    t->msgs[t->n].buf = buf_new(o->len);
+    memcpy(t->msgs[t->n].buf->data, o->data, o->len);
+    t->n++;
+}
+
+static void reader_timer(void *arg)
+{
+    struct wal_reader *r = arg;
+    struct wal_msg batch[16];
+    size_t n = 0;
+
+    if (r->lost) {
+        struct err err;
+        err_set(&err, ERR_GONE, ERRC_LOST, "position is gone");
+        r->cbs.on_trouble(r->arg, &err);
+        return;
+    }
+    timer_set(&r->timer, 1);
+    while (n < 16 && r->next < r->topic->n && !r->paused) {
+        struct log_msg *m = &r->topic->msgs[r->next++];
+        batch[n++] = (struct wal_msg){.pos = {0, m->id}, .buf = m->buf, .data = m->buf->data, .len = m->buf->size};
+    }
+    if (n)
+        r->cbs.on_batch(r->arg, batch, n, r->next == r->topic->n);
+}
+
+static struct wal_reader *w_open(struct wal_port *w, const char *topic, const struct wal_start *start,
+                                 const struct wal_reader_cbs *cbs, void *arg)
+{
+    struct wal_reader *r = xcalloc(1, sizeof(*r));
+    (void)w;
+    r->topic = topic_get(topic);
+    r->cbs = *cbs;
+    r->arg = arg;
+    if (!start->earliest) {
+        while (r->next < r->topic->n && r->topic->msgs[r->next].id < start->pos.minor)
+            r->next++;
+        if (r->next == r->topic->n || r->topic->msgs[r->next].id != start->pos.minor || r->next < r->topic->first)
+            r->lost = true;
+    }
+    timer_init(&r->timer, loop, LOOP_PRIO_LOW, reader_timer, r);
+    timer_set(&r->timer, 0);
+    return r;
+}
+static void w_pause(struct wal_reader *r)
+{
+    r->paused = true;
+}
+static void w_resume(struct wal_reader *r)
+{
+    r->paused = false;
+}
+static void w_close(struct wal_reader *r)
+{
+    timer_release(&r->timer);
+    free(r);
+}
+
+struct end_call {
+    LIST_ENTRY(end_call) entry;
+    struct topic *topic;
+    wal_end_fn done;
+    void *arg;
+    struct timer timer;
+};
+static LIST_HEAD(, end_call) end_calls;
+
+static void end_timer(void *arg)
+{
+    struct end_call *e = arg;
+    struct topic *t = e->topic;
+    wal_end_fn done = e->done;
+    void *a = e->arg;
+    LIST_REMOVE(e, entry);
+    timer_release(&e->timer);
+    free(e);
+    done(a, NULL, t->n > 0, (struct wal_pos){0, t->n ? t->msgs[t->n - 1].id : 0});
+}
+static void w_end(struct wal_port *w, const char *topic, wal_end_fn done, void *arg)
+{
+    struct end_call *e = xcalloc(1, sizeof(*e));
+    (void)w;
+    e->topic = topic_get(topic);
+    e->done = done;
+    e->arg = arg;
+    LIST_INSERT_HEAD(&end_calls, e, entry);
+    timer_init(&e->timer, loop, LOOP_PRIO_NORMAL, end_timer, e);
+    timer_set(&e->timer, 0);
+}
+static void w_end_cancel(struct wal_port *w, void *arg)
+{
+    struct end_call *e, *tmp;
+    (void)w;
+    for (e = LIST_FIRST(&end_calls); e; e = tmp) {
+        tmp = LIST_NEXT(e, entry);
+        if (e->arg != arg)
+            continue;
+        LIST_REMOVE(e, entry);
+        timer_release(&e->timer);
+        free(e);
+    }
+}
+static size_t w_encode(struct wal_pos pos, uint8_t *ret)
+{
+    memcpy(ret, &pos.minor, 8);
+    return 8;
+}
+static int w_decode(const uint8_t *id, size_t len, struct wal_pos *ret)
+{
+    if (len != 8)
+        return ERR_PROTO;
+    ret->major = 0;
+    memcpy(&ret->minor, id, 8);
+    return 0;
+}
+static const struct wal_port_ops w_ops = {w_open, w_pause, w_resume, w_close, w_end, w_end_cancel, w_encode, w_decode};
+static struct wal_port wal = {&w_ops, "fake"};
+
+/* ---- source: collections and messages ------------------------------------------------------------------- */
+
+struct key_state {
+    bool alive;
+    int64_t value;
+};
+struct model_coll {
+    struct src_collection sc;
+    struct key_state keys[2][N_KEYS]; /* by shard */
+    struct { uint64_t insert_tt; int64_t value; } *inserts[2][N_KEYS];
+    size_t n_inserts[2][N_KEYS];
+    uint64_t *deletes[2][N_KEYS];
+    size_t n_deletes[2][N_KEYS];
+    bool dropped;
+};
+#define MAX_COLLS 12
+static struct model_coll *colls[MAX_COLLS];
+static size_t n_colls;
+static uint64_t now_tt;
+static int64_t next_value = 1, next_msg_id = 5000;
+/* what was written since the last tick: appended in a slightly wrong order */
+static struct pb_out window[N_SRC][64];
+static size_t n_window[N_SRC];
+
+static uint64_t next_tt(void)
+{
+    return now_tt += 1 + rnd(1000);
+}
+
+static void window_push(int ch, struct pb_out *o)
+{
+    assert_true(n_window[ch] < 64);
+    window[ch][n_window[ch]++] = *o;
+}
+
+static void put_base(struct pb_out *o, int type, uint64_t tt)
+{
+    struct pb_out b = {0};
+    pb_out_u64(&b, 1, (uint64_t)type);
+    pb_out_u64(&b, 2, (uint64_t)next_msg_id++);
+    pb_out_u64(&b, 3, tt);
+    pb_out_bytes(o, 1, b.data, b.len);
+    pb_out_release(&b);
+}
+
+static void put_long_field(struct pb_out *o, int64_t field_id, int64_t v)
+{
+    struct pb_out packed = {0}, arr = {0}, sc = {0}, fd = {0};
+    pb_out_varint(&packed, (uint64_t)v);
+    pb_out_bytes(&arr, 1, packed.data, packed.len);
+    pb_out_bytes(&sc, 3, arr.data, arr.len);
+    pb_out_u64(&fd, 1, 5);
+    pb_out_bytes(&fd, 3, sc.data, sc.len);
+    pb_out_u64(&fd, 5, (uint64_t)field_id);
+    pb_out_bytes(o, 13, fd.data, fd.len);
+    pb_out_release(&packed);
+    pb_out_release(&arr);
+    pb_out_release(&sc);
+    pb_out_release(&fd);
+}
+
+static int channel_of(const struct model_coll *c, int shard)
+{
+    return (int)(topic_get(c->sc.shards[shard].pchannel) - topics);
+}
+
+static void put_head(struct pb_out *o, const struct model_coll *c, int shard)
+{
+    pb_out_str(o, 2, c->sc.shards[shard].vchannel);
+    pb_out_str(o, 5, "_default");
+    pb_out_u64(o, 7, (uint64_t)c->sc.id);
+    pb_out_u64(o, 8, (uint64_t)c->sc.partitions[0].id);
+}
+
+static void put_tts(struct pb_out *o, uint64_t tt)
+{
+    struct pb_out p = {0};
+    pb_out_varint(&p, tt);
+    pb_out_bytes(o, 10, p.data, p.len);
+    pb_out_release(&p);
+}
+
+static void write_insert(struct model_coll *c, int shard, int key, uint64_t tt)
+{
+    struct pb_out o = {0};
+    struct key_state *k = &c->keys[shard][key];
+    size_t *n = &c->n_inserts[shard][key];
+
+    k->alive = true;
+    k->value = next_value++;
+    c->inserts[shard][key] = xrealloc(c->inserts[shard][key], (*n + 1) * 16);
+    c->inserts[shard][key][*n].insert_tt = tt;
+    c->inserts[shard][key][(*n)++].value = k->value;
+    put_base(&o, MSG_INSERT, tt);
+    put_head(&o, c, shard);
+    put_tts(&o, tt);
+    put_long_field(&o, 101, k->value);
+    put_long_field(&o, 100, key);
+    pb_out_u64(&o, 14, 1);
+    pb_out_u64(&o, 15, 1);
+    window_push(channel_of(c, shard), &o);
+}
+
+static void write_delete(struct model_coll *c, int shard, int key, uint64_t tt)
+{
+    struct pb_out o = {0}, packed = {0}, arr = {0}, ids = {0};
+    size_t *n = &c->n_deletes[shard][key];
+
+    c->deletes[shard][key] = xrealloc(c->deletes[shard][key], (*n + 1) * sizeof(uint64_t));
+    c->deletes[shard][key][(*n)++] = tt;
+    put_base(&o, MSG_DELETE, tt);
+    put_head(&o, c, shard);
+    put_tts(&o, tt);
+    pb_out_u64(&o, 11, 1);
+    pb_out_varint(&packed, (uint64_t)key);
+    pb_out_bytes(&arr, 1, packed.data, packed.len);
+    pb_out_bytes(&ids, 1, arr.data, arr.len);
+    pb_out_bytes(&o, 12, ids.data, ids.len);
+    pb_out_release(&packed);
+    pb_out_release(&arr);
+    pb_out_release(&ids);
+    window_push(channel_of(c, shard), &o);
+}
+
+static void write_tick(void)
+{
+    uint64_t tt = next_tt();
+
+    for (int ch = 0; ch < N_SRC; ch++) {
+        for (size_t i = 1; i < n_window[ch]; i++)
+            if (rnd(4) == 0) { /* the log's order is not the order of time */
+                struct pb_out tmp = window[ch][i];
+                window[ch][i] = window[ch][i - 1];
+                window[ch][i - 1] = tmp;
+            }
+        for (size_t i = 0; i < n_window[ch]; i++) {
+            topic_append(&topics[ch], &window[ch][i]);
+            pb_out_release(&window[ch][i]);
+        }
+        n_window[ch] = 0;
+        struct pb_out o = {0};
+        put_base(&o, MSG_TIME_TICK, tt);
+        topic_append(&topics[ch], &o);
+        pb_out_release(&o);
+    }
+    now_tt += tt_from_ms(1);
+}
+
+/* ---- source: catalog -------------------------------------------------------------------------------------- */
+
+static struct catalog_cbs cat_cbs;
+static void *cat_arg;
+static struct timer cat_ready, cat_sync;
+static catalog_sync_fn cat_sync_fn;
+static void *cat_sync_arg;
+
+static void cat_ready_timer(void *arg)
+{
+    (void)arg;
+    if (cat_cbs.on_ready)
+        cat_cbs.on_ready(cat_arg);
+}
+static void *c_subscribe(struct catalog *c, const struct catalog_cbs *cbs, void *arg)
+{
+    (void)c;
+    cat_cbs = *cbs;
+    cat_arg = arg;
+    timer_set(&cat_ready, 0);
+    return &cat_cbs;
+}
+static void c_unsubscribe(struct catalog *c, void *h)
+{
+    (void)c;
+    (void)h;
+    memset(&cat_cbs, 0, sizeof(cat_cbs));
+    timer_cancel(&cat_ready);
+}
+static const struct src_collection *c_get(struct catalog *c, int64_t id)
+{
+    (void)c;
+    for (size_t i = 0; i < n_colls; i++)
+        if (colls[i]->sc.id == id)
+            return &colls[i]->sc;
+    return NULL;
+}
+static const struct src_collection *c_next(struct catalog *c, int64_t after)
+{
+    const struct src_collection *best = NULL;
+    (void)c;
+    for (size_t i = 0; i < n_colls; i++)
+        if (colls[i]->sc.id > after && (!best || colls[i]->sc.id < best->id))
+            best = &colls[i]->sc;
+    return best;
+}
+static void cat_sync_timer(void *arg)
+{
+    (void)arg;
+    catalog_sync_fn fn = cat_sync_fn;
+    cat_sync_fn = NULL;
+    if (fn)
+        fn(cat_sync_arg, NULL);
+}
+static void c_sync(struct catalog *c, catalog_sync_fn done, void *arg)
+{
+    (void)c;
+    cat_sync_fn = done;
+    cat_sync_arg = arg;
+    timer_set(&cat_sync, 1);
+}
+static void c_sync_cancel(struct catalog *c, void *arg)
+{
+    (void)c;
+    (void)arg;
+    cat_sync_fn = NULL;
+}
+static const struct catalog_ops c_ops = {c_subscribe, c_unsubscribe, c_get, c_next, c_sync, c_sync_cancel};
+static struct catalog catalog = {&c_ops};
+
+static struct model_coll *coll_create(const char *name, int n_shards, int first_channel, bool silent)
+{
+    struct model_coll *c = xcalloc(1, sizeof(*c));
+    int64_t id = 100 + (int64_t)n_colls;
+
+    c->sc = (struct src_collection){.id = id, .db_id = 1, .db_name = xstrdup("default"), .name = xstrdup(name),
+                                    .state = SRC_ALIVE, .create_tt = next_tt(), .pk_field_id = 100};
+    c->sc.n_shards = (size_t)n_shards;
+    c->sc.shards = xcalloc((size_t)n_shards, sizeof(struct src_shard));
+    for (int i = 0; i < n_shards; i++) {
+        struct topic *t = &topics[(first_channel + i) % N_SRC];
+        struct pb_out o = {0};
+        uint64_t pos;
+        c->sc.shards[i].pchannel = xstrdup(t->name);
+        c->sc.shards[i].vchannel = xasprintf("%s_%lldv%d", t->name, (long long)id, i);
+        put_base(&o, MSG_CREATE_COLLECTION, c->sc.create_tt);
+        pb_out_u64(&o, 6, (uint64_t)id);
+        topic_append(t, &o);
+        pb_out_release(&o);
+        pos = t->msgs[t->n - 1].id;
+        memcpy(c->sc.shards[i].start_id, &pos, 8);
+        c->sc.shards[i].start_id_len = 8;
+    }
+    c->sc.n_partitions = 1;
+    c->sc.partitions = xcalloc(1, sizeof(struct src_partition));
+    c->sc.partitions[0] = (struct src_partition){.id = id * 10, .name = xstrdup("_default"), .state = SRC_ALIVE};
+    colls[n_colls++] = c;
+    if (!silent && cat_cbs.on_collection)
+        cat_cbs.on_collection(cat_arg, &c->sc);
+    return c;
+}
+
+static void coll_drop(struct model_coll *c, bool message)
+{
+    uint64_t tt = next_tt();
+
+    c->dropped = true;
+    c->sc.state = SRC_DROPPING;
+    if (cat_cbs.on_collection)
+        cat_cbs.on_collection(cat_arg, &c->sc);
+    for (int i = 0; i < (int)c->sc.n_shards && message; i++) {
+        struct pb_out o = {0};
+        put_base(&o, MSG_DROP_COLLECTION, tt);
+        pb_out_str(&o, 3, c->sc.name);
+        pb_out_u64(&o, 5, (uint64_t)c->sc.id);
+        window_push(channel_of(c, i), &o);
+    }
+}
+
+/* ---- target -------------------------------------------------------------------------------------------------- */
+
+struct t_row {
+    uint64_t tt;
+    int64_t key, value;
+    bool del;
+};
+struct t_coll {
+    int64_t id;
+    char name[32];
+    int n_shards;
+    char vchannel[2][64];
+    bool exists, drop_msg[2];
+    struct t_row *rows;
+    size_t n_rows;
+    struct sink_shard shards[2];
+    struct sink_partition part;
+};
+struct t_chan {
+    char name[32];
+    uint64_t tick;
+    int64_t seen[4096]; /* message ids since the last tick */
+    size_t n_seen;
+    bool flying;
+    unsigned requests;
+};
+static struct t_coll t_colls[32];
+static size_t n_t_colls;
+static struct t_chan t_chans[N_DST];
+static uint64_t sink_gen = 1;
+static unsigned fail_percent, violations, doubts;
+
+struct sink_call {
+    LIST_ENTRY(sink_call) entry;
+    struct timer timer;
+    struct t_chan *chan;
+    struct evbuffer *msgs;
+    sink_batch_fn batch_done;
+    sink_collection_fn coll_done;
+    sink_done_fn done;
+    struct t_coll *coll;
+    bool absent;
+    void *arg;
+};
+static LIST_HEAD(, sink_call) sink_calls;
+
+static struct t_coll *t_by_name(const char *name)
+{
+    for (size_t i = 0; i < n_t_colls; i++)
+        if (t_colls[i].exists && strcmp(t_colls[i].name, name) == 0)
+            return &t_colls[i];
+    return NULL;
+}
+
+static struct t_coll *t_create(const char *name, size_t n_shards)
+{
+    struct t_coll *c = &t_colls[n_t_colls];
+    assert_true(n_t_colls < 32);
+    *c = (struct t_coll){.id = 9000 + (int64_t)n_t_colls, .n_shards = (int)n_shards, .exists = true};
+    snprintf(c->name, sizeof(c->name), "%s", name);
+    for (int i = 0; i < c->n_shards; i++) {
+        struct t_chan *ch = &t_chans[(n_t_colls + (size_t)i) % N_DST];
+        snprintf(c->vchannel[i], sizeof(c->vchannel[i]), "%s_%lldv%d", ch->name, (long long)c->id, i);
+        c->shards[i] = (struct sink_shard){.vchannel = c->vchannel[i], .pchannel = ch->name};
+    }
+    c->part = (struct sink_partition){.id = c->id * 10, .name = (char *)"_default"};
+    n_t_colls++;
+    return c;
+}
+
+static int64_t parse_key(const struct pb_scan *in, bool insert, int64_t *ret_value)
+{
+    struct pb_scan s = *in;
+    struct pb_field f;
+    int64_t key = -1;
+    while (pb_scan_next(&s, &f) == 1) {
+        if (insert && f.num == 13) {
+            struct pb_scan fd = pb_scan_init(f.data, f.len);
+            struct pb_field g;
+            int64_t id = 0;
+            uint64_t v = 0;
+            while (pb_scan_next(&fd, &g) == 1) {
+                if (g.num == 5)
+                    id = (int64_t)g.varint;
+                if (g.num == 3) {
+                    struct pb_scan a = pb_scan_init(g.data, g.len);
+                    struct pb_field h;
+                    assert_int_equal(pb_scan_next(&a, &h), 1);
+                    struct pb_scan b = pb_scan_init(h.data, h.len);
+                    assert_int_equal(pb_scan_next(&b, &h), 1);
+                    const uint8_t *p = h.data;
+                    assert_true(pb_varint(&p, h.data + h.len, &v));
+                }
+            }
+            if (id == 100)
+                key = (int64_t)v;
+            else
+                *ret_value = (int64_t)v;
+        } else if (!insert && f.num == 12) {
+            struct pb_scan a = pb_scan_init(f.data, f.len);
+            struct pb_field h;
+            uint64_t v;
+            assert_int_equal(pb_scan_next(&a, &h), 1);
+            struct pb_scan b = pb_scan_init(h.data, h.len);
+            assert_int_equal(pb_scan_next(&b, &h), 1);
+            const uint8_t *p = h.data;
+            assert_true(pb_varint(&p, h.data + h.len, &v));
+            key = (int64_t)v;
+        }
+    }
+    return key;
+}
+
+static void violation(const char *what, uint64_t a, uint64_t b)
+{
+    print_message("violation: %s %llu %llu\n", what, (unsigned long long)a, (unsigned long long)b);
+    violations++;
+}
+
+static void t_take(struct t_chan *ch, const uint8_t *data, size_t len)
+{
+    struct msg_head h;
+    struct err err;
+    struct t_coll *c = NULL;
+    struct pb_scan s = pb_scan_init(data, len);
+
+    assert_int_equal(msg_scan(data, len, &h, &err), 0);
+    if (h.type == MSG_TIME_TICK) {
+        if (h.base_tt < ch->tick)
+            violation("tick goes back", h.base_tt, ch->tick);
+        ch->tick = h.base_tt;
+        ch->n_seen = 0;
+        return;
+    }
+    if (h.max_tt <= ch->tick)
+        violation("message at or below the tick", h.max_tt, ch->tick);
+    for (size_t i = 0; i < n_t_colls; i++)
+        if (t_colls[i].id == h.collection_id)
+            c = &t_colls[i];
+    if (!c || !c->exists) {
+        violation("unknown collection", (uint64_t)h.collection_id, (uint64_t)h.type);
+        return;
+    }
+    if (h.type == MSG_DROP_COLLECTION) {
+        for (int i = 0; i < c->n_shards; i++)
+            if (strcmp(c->shards[i].pchannel, ch->name) == 0)
+                c->drop_msg[i] = true;
+        return;
+    }
+    if (h.msg_id) { /* the standby's readers drop a repeat inside a tick window */
+        for (size_t i = 0; i < ch->n_seen; i++)
+            if (ch->seen[i] == h.msg_id)
+                return;
+        assert_true(ch->n_seen < 4096);
+        ch->seen[ch->n_seen++] = h.msg_id;
+    }
+    struct t_row row = {.tt = h.min_tt, .del = h.type == MSG_DELETE};
+    row.key = parse_key(&s, !row.del, &row.value);
+    assert_true(row.key >= 0);
+    row.key += 100 * (h.shard_name[h.shard_name_len - 1] - '0');
+    bool known = false;
+    for (int i = 0; i < c->n_shards; i++)
+        known |= strlen(c->vchannel[i]) == h.shard_name_len && !memcmp(c->vchannel[i], h.shard_name, h.shard_name_len) &&
+                 strcmp(c->shards[i].pchannel, ch->name) == 0;
+    if (!known)
+        violation("wrong virtual channel", (uint64_t)h.collection_id, 0);
+    if (h.partition_id != c->part.id)
+        violation("wrong partition", (uint64_t)h.partition_id, (uint64_t)c->part.id);
+    c->rows = xrealloc(c->rows, (c->n_rows + 1) * sizeof(row));
+    c->rows[c->n_rows++] = row;
+}
+
+/* Takes the first n of the request's messages. */
+static void t_apply(struct t_chan *ch, struct evbuffer *msgs, unsigned percent)
+{
+    size_t len = evbuffer_get_length(msgs), limit = len * percent / 100;
+    const uint8_t *p = evbuffer_pullup(msgs, -1), *start = p;
+
+    while (p < start + len && (percent == 100 || (size_t)(p - start) < limit)) {
+        uint64_t n;
+        assert_int_equal(*p, 0x2a);
+        p++;
+        assert_true(pb_varint(&p, start + len, &n));
+        assert_true(n <= (size_t)(start + len - p));
+        uint8_t *copy = malloc(n ? n : 1);
+        memcpy(copy, p, n);
+        t_take(ch, copy, n);
+        free(copy);
+        p += n;
+    }
+}
+
+static void call_free(struct sink_call *call)
+{
+    LIST_REMOVE(call, entry);
+    timer_release(&call->timer);
+    if (call->chan)
+        call->chan->flying = false;
+    if (call->msgs)
+        evbuffer_free(call->msgs);
+    free(call);
+}
+
+static void batch_timer(void *arg)
+{
+    struct sink_call *call = arg, copy = *call;
+    struct err err;
+    unsigned dice = rnd(100);
+    bool ok = dice >= fail_percent, doubt = rnd(3) != 0;
+
+    if (ok)
+        t_apply(call->chan, call->msgs, 100);
+    else if (doubt)
+        t_apply(call->chan, call->msgs, rnd(3) * 50);
+    call_free(call);
+    if (ok) {
+        copy.batch_done(copy.arg, NULL, false, "AAAA");
+        return;
+    }
+    doubts += doubt;
+    sink_gen++;
+    err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "made up");
+    copy.batch_done(copy.arg, &err, doubt, "");
+}
+
+static struct sink_call *s_replicate(struct sink *s, const char *pchannel, uint64_t b, uint64_t e, struct evbuffer *msgs,
+                                     sink_batch_fn done, void *arg)
+{
+    struct sink_call *call = xcalloc(1, sizeof(*call));
+    (void)s;
+    (void)b;
+    (void)e;
+    for (int i = 0; i < N_DST; i++)
+        if (strcmp(t_chans[i].name, pchannel) == 0)
+            call->chan = &t_chans[i];
+    assert_non_null(call->chan);
+    assert_false(call->chan->flying);
+    call->chan->flying = true;
+    call->chan->requests++;
+    call->msgs = evbuffer_new();
+    evbuffer_add_buffer(call->msgs, msgs);
+    call->batch_done = done;
+    call->arg = arg;
+    LIST_INSERT_HEAD(&sink_calls, call, entry);
+    timer_init(&call->timer, loop, LOOP_PRIO_NORMAL, batch_timer, call);
+    timer_set(&call->timer, rnd(4));
+    return call;
+}
+
+static void coll_timer(void *arg)
+{
+    struct sink_call *call = arg, copy = *call;
+    struct err err;
+    struct sink_collection d = {0};
+
+    if (copy.coll)
+        d = (struct sink_collection){.id = copy.coll->id, .shards = copy.coll->shards,
+                                     .n_shards = (size_t)copy.coll->n_shards, .partitions = &copy.coll->part,
+                                     .n_partitions = 1};
+    call_free(call);
+    err_set(&err, ERR_NOT_FOUND, ERRC_USER, "collection not found");
+    copy.coll_done(copy.arg, copy.absent ? &err : NULL, &d);
+}
+static struct sink_call *s_ensure(struct sink *s, const struct src_collection *c, const char *db, const char *name,
+                                  bool create, sink_collection_fn done, void *arg)
+{
+    struct sink_call *call = xcalloc(1, sizeof(*call));
+    (void)s;
+    (void)db;
+    call->coll = t_by_name(name);
+    if (!call->coll && create)
+        call->coll = t_create(name, c->n_shards);
+    call->absent = !call->coll;
+    call->coll_done = done;
+    call->arg = arg;
+    LIST_INSERT_HEAD(&sink_calls, call, entry);
+    timer_init(&call->timer, loop, LOOP_PRIO_NORMAL, coll_timer, call);
+    timer_set(&call->timer, rnd(4));
+    return call;
+}
+static void done_timer(void *arg)
+{
+    struct sink_call *call = arg, copy = *call;
+    call_free(call);
+    copy.done(copy.arg, NULL);
+}
+static struct sink_call *simple_call(sink_done_fn done, void *arg)
+{
+    struct sink_call *call = xcalloc(1, sizeof(*call));
+    call->done = done;
+    call->arg = arg;
+    LIST_INSERT_HEAD(&sink_calls, call, entry);
+    timer_init(&call->timer, loop, LOOP_PRIO_NORMAL, done_timer, call);
+    timer_set(&call->timer, rnd(4));
+    return call;
+}
+static struct sink_call *s_drop(struct sink *s, const char *db, const char *name, uint64_t tt, sink_done_fn done, void *arg)
+{
+    struct t_coll *c = t_by_name(name);
+    (void)s;
+    (void)db;
+    (void)tt;
+    if (c) {
+        for (int i = 0; i < c->n_shards; i++)
+            if (!c->drop_msg[i])
+                violation("dropped without the message on each shard", (uint64_t)c->id, (uint64_t)i);
+        c->exists = false;
+    }
+    return simple_call(done, arg);
+}
+static struct sink_call *s_db(struct sink *s, const char *db, uint64_t tt, sink_done_fn done, void *arg)
+{
+    (void)s;
+    (void)db;
+    (void)tt;
+    return simple_call(done, arg);
+}
+static struct sink_call *s_drop_part(struct sink *s, const char *db, const char *c, const char *p, uint64_t tt,
+                                     sink_done_fn done, void *arg)
+{
+    (void)s;
+    (void)db;
+    (void)c;
+    (void)p;
+    (void)tt;
+    return simple_call(done, arg);
+}
+static struct sink_call *s_apply(struct sink *s, int type, const uint8_t *data, size_t len, const char *db,
+                                 const char *c, sink_done_fn done, void *arg)
+{
+    (void)s;
+    (void)type;
+    (void)data;
+    (void)len;
+    (void)db;
+    (void)c;
+    return simple_call(done, arg);
+}
+static void s_cancel(struct sink_call *call)
+{
+    if (!call)
+        return;
+    if (call->chan) /* a crash: the target may have taken a part of it */
+        t_apply(call->chan, call->msgs, rnd(3) * 50);
+    call_free(call);
+}
+static uint64_t s_generation(struct sink *s)
+{
+    (void)s;
+    return sink_gen;
+}
+static const struct sink_ops s_ops = {s_ensure, s_db, s_drop, s_drop_part, s_apply, s_replicate, s_cancel, s_generation};
+static struct sink sink = {&s_ops};
+
+/* ---- store ------------------------------------------------------------------------------------------------------- */
+
+static struct repl_ckpt st_ckpt[64];
+static size_t n_st_ckpt;
+static struct repl_collection_rec st_coll[64];
+static size_t n_st_coll;
+static uint64_t st_tick[N_DST];
+
+struct change {
+    int kind; /* 0 put ckpt, 1 del ckpt, 2 put coll, 3 del coll, 4 tick */
+    struct repl_ckpt ck;
+    struct repl_collection_rec rec;
+    int chan;
+    uint64_t tt;
+};
+struct store_batch {
+    TAILQ_ENTRY(store_batch) entry;
+    struct change ch[64];
+    size_t n;
+    store_done_fn done;
+    void *arg;
+};
+static TAILQ_HEAD(, store_batch) commits = TAILQ_HEAD_INITIALIZER(commits);
+static struct timer commit_timer;
+
+static void ck_copy(struct repl_ckpt *d, const struct repl_ckpt *s)
+{
+    *d = *s;
+    d->src_channel = xstrdup(s->src_channel);
+    d->dst_channel = xstrdup(s->dst_channel);
+    d->target_pos = xstrdup(s->target_pos);
+}
+static size_t ck_find(const char *src, const char *dst)
+{
+    size_t i;
+    for (i = 0; i < n_st_ckpt; i++)
+        if (!strcmp(st_ckpt[i].src_channel, src) && !strcmp(st_ckpt[i].dst_channel, dst))
+            break;
+    return i;
+}
+static void apply_change(struct change *c)
+{
+    size_t i;
+    switch (c->kind) {
+    case 0:
+        i = ck_find(c->ck.src_channel, c->ck.dst_channel);
+        if (i < n_st_ckpt)
+            ckpt_release(&st_ckpt[i]);
+        else
+            n_st_ckpt++;
+        assert_true(n_st_ckpt < 64);
+        ck_copy(&st_ckpt[i], &c->ck);
+        break;
+    case 1:
+        i = ck_find(c->ck.src_channel, c->ck.dst_channel);
+        if (i < n_st_ckpt) {
+            ckpt_release(&st_ckpt[i]);
+            st_ckpt[i] = st_ckpt[--n_st_ckpt];
+        }
+        break;
+    case 2:
+    case 3:
+        for (i = 0; i < n_st_coll && st_coll[i].id != c->rec.id;)
+            i++;
+        if (i < n_st_coll) {
+            free(st_coll[i].json);
+            st_coll[i] = st_coll[--n_st_coll];
+        }
+        if (c->kind == 2) {
+            st_coll[n_st_coll].id = c->rec.id;
+            st_coll[n_st_coll++].json = xstrdup(c->rec.json);
+        }
+        break;
+    case 4:
+        if (c->tt > st_tick[c->chan])
+            st_tick[c->chan] = c->tt;
+        break;
+    }
+}
+static void batch_free(struct store_batch *b)
+{
+    for (size_t i = 0; i < b->n; i++) {
+        ckpt_release(&b->ch[i].ck);
+        free(b->ch[i].rec.json);
+    }
+    free(b);
+}
+static void commit_now(struct store_batch *b)
+{
+    TAILQ_REMOVE(&commits, b, entry);
+    for (size_t i = 0; i < b->n; i++)
+        apply_change(&b->ch[i]);
+    if (b->done)
+        b->done(b->arg, NULL);
+    batch_free(b);
+}
+static void on_commit_timer(void *arg)
+{
+    (void)arg;
+    if (!TAILQ_EMPTY(&commits))
+        commit_now(TAILQ_FIRST(&commits));
+    if (!TAILQ_EMPTY(&commits))
+        timer_set(&commit_timer, rnd(3));
+}
+
+struct load_call {
+    LIST_ENTRY(load_call) entry;
+    struct timer timer;
+    store_load_fn load_done;
+    store_tick_fn tick_done;
+    int chan;
+    void *arg;
+};
+static LIST_HEAD(, load_call) loads;
+
+static void load_timer(void *arg)
+{
+    struct load_call *l = arg, copy = *l;
+    LIST_REMOVE(l, entry);
+    timer_release(&l->timer);
+    free(l);
+    if (copy.load_done)
+        copy.load_done(copy.arg, NULL, st_ckpt, n_st_ckpt, st_coll, n_st_coll);
+    else
+        copy.tick_done(copy.arg, NULL, st_tick[copy.chan]);
+}
+static struct load_call *load_new(void *arg)
+{
+    struct load_call *l = xcalloc(1, sizeof(*l));
+    l->arg = arg;
+    LIST_INSERT_HEAD(&loads, l, entry);
+    timer_init(&l->timer, loop, LOOP_PRIO_NORMAL, load_timer, l);
+    timer_set(&l->timer, rnd(3));
+    return l;
+}
+static int chan_index(const char *name)
+{
+    return name[strlen(name) - 1] - '0';
+}
+static void st_load(struct store *s, const char *id, store_load_fn done, void *arg)
+{
+    (void)s;
+    (void)id;
+    load_new(arg)->load_done = done;
+}
+static struct store_batch *st_begin(struct store *s, const char *id)
+{
+    (void)s;
+    (void)id;
+    return xcalloc(1, sizeof(struct store_batch));
+}
+static struct change *change_new(struct store_batch *b, int kind)
+{
+    assert_true(b->n < 64);
+    b->ch[b->n].kind = kind;
+    return &b->ch[b->n++];
+}
+static void st_put_ckpt(struct store_batch *b, const struct repl_ckpt *c)
+{
+    ck_copy(&change_new(b, 0)->ck, c);
+}
+static void st_del_ckpt(struct store_batch *b, const char *src, const char *dst)
+{
+    struct change *c = change_new(b, 1);
+    c->ck.src_channel = xstrdup(src);
+    c->ck.dst_channel = xstrdup(dst);
+}
+static void st_put_coll(struct store_batch *b, int64_t id, const char *json)
+{
+    struct change *c = change_new(b, 2);
+    c->rec = (struct repl_collection_rec){id, xstrdup(json)};
+}
+static void st_del_coll(struct store_batch *b, int64_t id)
+{
+    change_new(b, 3)->rec.id = id;
+}
+static void st_put_tick(struct store_batch *b, const char *target, const char *chan, uint64_t tt)
+{
+    struct change *c = change_new(b, 4);
+    (void)target;
+    c->chan = chan_index(chan);
+    c->tt = tt;
+}
+static void st_commit(struct store_batch *b, store_done_fn done, void *arg)
+{
+    b->done = done;
+    b->arg = arg;
+    TAILQ_INSERT_TAIL(&commits, b, entry);
+    if (!timer_armed(&commit_timer))
+        timer_set(&commit_timer, rnd(3));
+}
+static void st_load_tick(struct store *s, const char *target, const char *chan, store_tick_fn done, void *arg)
+{
+    struct load_call *l = load_new(arg);
+    (void)s;
+    (void)target;
+    l->tick_done = done;
+    l->chan = chan_index(chan);
+}
+static void st_cancel(struct store *s, void *arg)
+{
+    struct load_call *l, *tmp;
+    struct store_batch *b;
+    (void)s;
+    for (l = LIST_FIRST(&loads); l; l = tmp) {
+        tmp = LIST_NEXT(l, entry);
+        if (l->arg != arg)
+            continue;
+        LIST_REMOVE(l, entry);
+        timer_release(&l->timer);
+        free(l);
+    }
+    TAILQ_FOREACH(b, &commits, entry)
+        if (b->arg == arg)
+            b->done = NULL;
+}
+static const struct store_ops st_ops = {st_load, st_begin, st_put_ckpt, st_del_ckpt, st_put_coll, st_del_coll,
+                                        st_put_tick, st_commit, st_load_tick, st_cancel};
+static struct store store = {&st_ops};
+
+/* ---- the task under test ---------------------------------------------------------------------------------------------- */
+
+static struct repl_task *task;
+static struct repl_hub *hub;
+static struct repl_budget budget;
+static bool is_started, is_fatal, is_stopped, from_start;
+static char fatal_text[1000];
+
+static bool sel_match(void *ctx, const char *db, const char *name, struct repl_match *ret)
+{
+    (void)ctx;
+    if (name[0] == 'x')
+        return false; /* not selected */
+    *ret = (struct repl_match){.target_db = db, .target_name = name, .use_start_position = from_start};
+    return true;
+}
+static bool sel_db(void *ctx, const char *db, const char **ret)
+{
+    (void)ctx;
+    *ret = db;
+    return true;
+}
+static bool sel_pos(void *ctx, const char *v, const uint8_t **id, size_t *len, uint64_t *tt)
+{
+    (void)ctx;
+    (void)v;
+    (void)id;
+    (void)len;
+    (void)tt;
+    return false;
+}
+static void on_fatal(void *arg, const struct err *err)
+{
+    (void)arg;
+    is_fatal = true;
+    snprintf(fatal_text, sizeof(fatal_text), "%s", err->text);
+}
+static void on_started(void *arg, const struct err *err)
+{
+    (void)arg;
+    assert_null(err);
+    is_started = true;
+}
+static void on_stopped(void *arg)
+{
+    (void)arg;
+    is_stopped = true;
+}
+
+static void task_make(void)
+{
+    budget.limit = 1 << 20;
+    hub = repl_hub_new(&(struct repl_hub_options){.loop = loop, .sink = &sink, .key = "t", .tick_interval_ms = 5,
+                                                  .batch_bytes = 1500, .channel_bytes = 6000, .budget = &budget});
+    task = repl_task_new(&(struct repl_task_options){
+        .loop = loop, .id = "task", .hub = hub, .sink = &sink, .catalog = &catalog, .wal = &wal, .store = &store,
+        .selection = {.match = sel_match, .match_db = sel_db, .position = sel_pos}, .budget = &budget,
+        .task_bytes = 1 << 20, .replicate_chan = "replicate", .default_partition = "_default", .on_fatal = on_fatal});
+    is_started = is_fatal = false;
+    repl_task_start(task, on_started, NULL);
+}
+
+/* The daemon dies: requests in flight and commits under way may or may not have arrived. */
+static void task_crash(void)
+{
+    unsigned survive = rnd(4);
+
+    struct store_batch *arrived;
+
+    TAILQ_FOREACH(arrived, &commits, entry) {
+        if (survive-- == 0)
+            break;
+        for (size_t i = 0; i < arrived->n; i++)
+            apply_change(&arrived->ch[i]);
+    }
+    repl_task_free(task);
+    repl_hub_unref(hub);
+    task = NULL;
+    while (!TAILQ_EMPTY(&commits)) { /* the objects behind the callbacks are told, the disk is not */
+        struct store_batch *b = TAILQ_FIRST(&commits);
+        struct err err;
+        TAILQ_REMOVE(&commits, b, entry);
+        err_set(&err, ERR_CANCELLED, ERRC_RETRY, "crash");
+        if (b->done)
+            b->done(b->arg, &err);
+        batch_free(b);
+    }
+    assert_int_equal(budget.used, 0);
+}
+
+static void spin(unsigned ms)
+{
+    uint64_t end = clock_mono_ms() + ms;
+    while (clock_mono_ms() < end) {
+        loop_once(loop, false);
+        if (is_fatal)
+            fail_msg("the task stopped: %s", fatal_text);
+    }
+}
+
+/* ---- comparing ----------------------------------------------------------------------------------------------------------- */
+
+/* The value that survives for a key; 0 none; -1 more than one row. */
+static int64_t source_value(const struct model_coll *c, int shard, int key)
+{
+    int64_t v = 0;
+    for (size_t i = 0; i < c->n_inserts[shard][key]; i++) {
+        bool gone = false;
+        for (size_t k = 0; k < c->n_deletes[shard][key]; k++)
+            gone |= c->deletes[shard][key][k] > c->inserts[shard][key][i].insert_tt;
+        if (!gone)
+            v = v ? -1 : c->inserts[shard][key][i].value;
+    }
+    return v;
+}
+static int64_t target_value(const struct t_coll *c, int shard, int key)
+{
+    int64_t v = 0, want = 100 * shard + key;
+    for (size_t i = 0; i < c->n_rows; i++) {
+        bool gone = false;
+        if (c->rows[i].del || c->rows[i].key != want)
+            continue;
+        for (size_t k = 0; k < c->n_rows; k++)
+            gone |= c->rows[k].del && c->rows[k].key == want && c->rows[k].tt > c->rows[i].tt;
+        if (!gone)
+            v = v ? -1 : c->rows[i].value;
+    }
+    return v;
+}
+static bool equal(bool tell)
+{
+    for (size_t i = 0; i < n_colls; i++) {
+        const struct model_coll *c = colls[i];
+        struct t_coll *t;
+        if (c->dropped || c->sc.name[0] == 'x')
+            continue;
+        t = t_by_name(c->sc.name);
+        if (!t) {
+            if (tell)
+                print_message("%s is not on the target\n", c->sc.name);
+            return false;
+        }
+        for (int s = 0; s < (int)c->sc.n_shards; s++)
+            for (int k = 0; k < N_KEYS; k++)
+                if (source_value(c, s, k) != target_value(t, s, k)) {
+                    if (tell)
+                        print_message("%s shard %d key %d: source %lld target %lld\n", c->sc.name, s, k,
+                                      (long long)source_value(c, s, k), (long long)target_value(t, s, k));
+                    return false;
+                }
+    }
+    for (size_t i = 0; i < n_t_colls; i++) {
+        bool wanted = false;
+        for (size_t k = 0; k < n_colls; k++)
+            wanted |= !colls[k]->dropped && strcmp(colls[k]->sc.name, t_colls[i].name) == 0;
+        if (t_colls[i].exists && !wanted) {
+            if (tell)
+                print_message("%s should be gone from the target\n", t_colls[i].name);
+            return false;
+        }
+    }
+    return true;
+}
+static void wait_equal(void)
+{
+    uint64_t limit = clock_mono_ms() + 8000;
+
+    fail_percent = 0;
+    while (!equal(false) && clock_mono_ms() < limit) {
+        write_tick();
+        spin(5);
+    }
+    if (!equal(true))
+        fail_msg("not equal; trouble: %s", repl_task_trouble(task) ? repl_task_trouble(task) : "none");
+    assert_int_equal(violations, 0);
+    for (int i = 0; i < 4; i++) { /* and it stays so when all ticks are through */
+        write_tick();
+        spin(10);
+    }
+    assert_true(equal(true));
+}
+
+/* ---- workload ---------------------------------------------------------------------------------------------------------------- */
+
+static void workload_step(void)
+{
+    unsigned ops = 1 + rnd(6);
+
+    while (ops--) {
+        struct model_coll *c = colls[rnd((unsigned)n_colls)];
+        int shard = (int)rnd((unsigned)c->sc.n_shards), key = (int)rnd(N_KEYS);
+        struct key_state *k = &c->keys[shard][key];
+        uint64_t tt = next_tt();
+        if (c->dropped)
+            continue;
+        if (!k->alive) {
+            write_insert(c, shard, key, tt);
+        } else if (rnd(2)) { /* upsert: the Insert first, then the Delete of the same time */
+            write_insert(c, shard, key, tt);
+            write_delete(c, shard, key, tt);
+        } else {
+            write_delete(c, shard, key, tt);
+            k->alive = false;
+        }
+    }
+    if (rnd(3) == 0)
+        write_tick();
+    for (int ch = 0; ch < N_SRC; ch++)
+        if (n_window[ch] > 40)
+            write_tick();
+}
+
+/* ---- tests ------------------------------------------------------------------------------------------------------------------- */
+
+static int setup(void **state)
+{
+    (void)state;
+    log_set_level(getenv("TEST_LOG") ? LOG_DEBUG : LOG_ERROR);
+    loop = loop_new();
+    now_tt = tt_from_ms(1700000000000);
+    for (int i = 0; i < N_SRC; i++)
+        snprintf(topics[i].name, sizeof(topics[i].name), "src-dml_%d", i);
+    snprintf(topics[N_SRC].name, sizeof(topics[N_SRC].name), "replicate");
+    for (int i = 0; i < N_DST; i++)
+        snprintf(t_chans[i].name, sizeof(t_chans[i].name), "dst-dml_%d", i);
+    timer_init(&cat_ready, loop, LOOP_PRIO_NORMAL, cat_ready_timer, NULL);
+    timer_init(&cat_sync, loop, LOOP_PRIO_NORMAL, cat_sync_timer, NULL);
+    timer_init(&commit_timer, loop, LOOP_PRIO_NORMAL, on_commit_timer, NULL);
+    write_tick();
+    return 0;
+}
+
+static void free_model_coll(struct model_coll *c)
+{
+    for (int s = 0; s < 2; s++)
+        for (int k = 0; k < N_KEYS; k++) {
+            free(c->inserts[s][k]);
+            free(c->deletes[s][k]);
+        }
+    for (size_t i = 0; i < c->sc.n_shards; i++) {
+        free(c->sc.shards[i].vchannel);
+        free(c->sc.shards[i].pchannel);
+    }
+    free(c->sc.shards);
+    free(c->sc.partitions[0].name);
+    free(c->sc.partitions);
+    free(c->sc.db_name);
+    free(c->sc.name);
+    free(c);
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    if (task)
+        task_crash();
+    for (int i = 0; i <= N_SRC; i++) {
+        for (size_t k = 0; k < topics[i].n; k++)
+            buf_unref(topics[i].msgs[k].buf);
+        free(topics[i].msgs);
+    }
+    memset(topics, 0, sizeof(topics));
+    for (int ch = 0; ch < N_SRC; ch++)
+        while (n_window[ch])
+            pb_out_release(&window[ch][--n_window[ch]]);
+    while (n_colls)
+        free_model_coll(colls[--n_colls]);
+    for (size_t i = 0; i < n_t_colls; i++)
+        free(t_colls[i].rows);
+    n_t_colls = 0;
+    memset(t_chans, 0, sizeof(t_chans));
+    while (n_st_ckpt)
+        ckpt_release(&st_ckpt[--n_st_ckpt]);
+    while (n_st_coll)
+        free(st_coll[--n_st_coll].json);
+    memset(st_tick, 0, sizeof(st_tick));
+    timer_release(&cat_ready);
+    timer_release(&cat_sync);
+    timer_release(&commit_timer);
+    violations = doubts = fail_percent = 0;
+    from_start = false;
+    metric_clear();
+    loop_free(loop);
+    return 0;
+}
+
+static void start_and_wait(void)
+{
+    uint64_t limit = clock_mono_ms() + 3000;
+    task_make();
+    while (!is_started && clock_mono_ms() < limit)
+        spin(1);
+    assert_true(is_started);
+}
+
+static void test_follows(void **state)
+{
+    (void)state;
+    rnd_state = 1;
+    coll_create("a", 2, 0, true);
+    coll_create("b", 1, 1, true);
+    write_tick();
+    start_and_wait();
+    for (int i = 0; i < 150; i++) {
+        workload_step();
+        if (rnd(4) == 0)
+            spin(3);
+    }
+    wait_equal();
+}
+
+static void test_times_are_kept(void **state)
+{
+    (void)state;
+    rnd_state = 2;
+    struct model_coll *c = coll_create("a", 2, 0, true);
+    write_tick();
+    start_and_wait();
+    for (int i = 0; i < 100; i++) {
+        workload_step();
+        write_tick();
+        spin(2);
+    }
+    wait_equal();
+    struct t_coll *t = t_by_name("a");
+    for (size_t i = 0; i < t->n_rows; i++) {
+        bool found = t->rows[i].del;
+        for (int s = 0; s < 2; s++)
+            for (int k = 0; k < N_KEYS; k++)
+                for (size_t n = 0; n < c->n_inserts[s][k]; n++)
+                    found |= c->inserts[s][k][n].insert_tt == t->rows[i].tt;
+        assert_true(found);
+    }
+}
+
+/* Nothing of what existed before the task; everything with use_start_position. */
+static void test_existing_rows(void **state)
+{
+    (void)state;
+    rnd_state = 3;
+    struct model_coll *c = coll_create("a", 1, 0, true);
+    write_insert(c, 0, 1, next_tt());
+    write_tick();
+    start_and_wait();
+    write_insert(c, 0, 2, next_tt());
+    write_tick();
+    spin(100);
+    write_tick();
+    spin(30);
+    assert_int_equal(target_value(t_by_name("a"), 0, 1), 0);
+    assert_int_equal(target_value(t_by_name("a"), 0, 2), c->keys[0][2].value);
+}
+
+static void test_use_start_position(void **state)
+{
+    (void)state;
+    rnd_state = 4;
+    from_start = true;
+    coll_create("a", 2, 0, true);
+    coll_create("xignored", 2, 0, true);
+    for (int i = 0; i < 100; i++)
+        workload_step();
+    write_tick();
+    start_and_wait();
+    for (int i = 0; i < 50; i++) {
+        workload_step();
+        spin(1);
+    }
+    wait_equal();
+}
+
+static void test_failing_requests(void **state)
+{
+    (void)state;
+    for (unsigned seed = 10; seed < 14; seed++) {
+        rnd_state = seed;
+        if (n_colls == 0) {
+            coll_create("a", 2, 0, true);
+            coll_create("b", 1, 1, true);
+            write_tick();
+            start_and_wait();
+        }
+        fail_percent = 15;
+        for (int i = 0; i < 120; i++) {
+            workload_step();
+            if (rnd(3) == 0)
+                spin(4);
+        }
+        wait_equal();
+    }
+    assert_true(doubts > 0);
+}
+
+static void crash_run(unsigned seed)
+{
+    rnd_state = seed;
+    coll_create("a", 2, 0, true);
+    coll_create("b", 1, 1, true);
+    coll_create("c", 2, 1, true);
+    write_tick();
+    start_and_wait();
+    for (int round = 0; round < 12; round++) {
+        fail_percent = rnd(2) * 5;
+        for (int i = 0; i < 40; i++) {
+            workload_step();
+            if (rnd(3) == 0)
+                spin(rnd(4));
+        }
+        task_crash();
+        if (rnd(2))
+            for (int i = 0; i < 20; i++)
+                workload_step();
+        task_make();
+        spin(rnd(30));
+    }
+    wait_equal();
+}
+
+static void test_crashes(void **state)
+{
+    unsigned base = getenv("SEED") ? (unsigned)atoi(getenv("SEED")) : 100, n = getenv("SEED") ? 1 : 4;
+
+    for (unsigned seed = base; seed < base + n; seed++) {
+        print_message("seed %u\n", seed);
+        crash_run(seed);
+        teardown(state);
+        setup(state);
+    }
+}
+
+static void test_new_and_dropped_collections(void **state)
+{
+    (void)state;
+    rnd_state = 5;
+    coll_create("a", 2, 0, true);
+    write_tick();
+    start_and_wait();
+    for (int round = 0; round < 3; round++) {
+        struct model_coll *c = coll_create("n", 2, round, rnd(2));
+        for (int i = 0; i < 30; i++) {
+            workload_step();
+            spin(1);
+        }
+        coll_drop(c, true);
+        write_tick();
+        spin(3);
+    }
+    wait_equal();
+}
+
+/* The new collection of the name writes before the log shows the old one's drop. */
+static void test_name_reused_before_drop_message(void **state)
+{
+    (void)state;
+    rnd_state = 6;
+    struct model_coll *old = coll_create("n", 2, 0, true), *c;
+    coll_create("a", 1, 0, true);
+    write_tick();
+    start_and_wait();
+    for (int i = 0; i < 20; i++) {
+        workload_step();
+        spin(2);
+    }
+    write_tick();
+    coll_drop(old, false);
+    c = coll_create("n", 2, 0, false);
+    write_insert(c, 0, 3, next_tt());
+    write_insert(c, 1, 4, next_tt());
+    write_tick();
+    spin(100);
+    old->sc.state = SRC_ALIVE; /* only so that coll_drop() writes the late messages once */
+    coll_drop(old, true);
+    write_tick();
+    wait_equal();
+}
+
+static void test_drop_while_down(void **state)
+{
+    (void)state;
+    rnd_state = 7;
+    struct model_coll *c = coll_create("n", 2, 0, true);
+    coll_create("a", 1, 0, true);
+    write_tick();
+    start_and_wait();
+    for (int i = 0; i < 20; i++) {
+        workload_step();
+        spin(2);
+    }
+    task_crash();
+    for (int i = 0; i < 20; i++)
+        workload_step();
+    coll_drop(c, true);
+    write_tick();
+    struct model_coll *shortlived = coll_create("s", 1, 1, true);
+    write_insert(shortlived, 0, 1, next_tt());
+    coll_drop(shortlived, true);
+    write_tick();
+    coll_create("n", 1, 1, true);
+    task_make();
+    for (int i = 0; i < 20; i++) {
+        workload_step();
+        spin(2);
+    }
+    wait_equal();
+}
+
+static void test_lost_position(void **state)
+{
+    (void)state;
+    uint64_t limit = clock_mono_ms() + 3000;
+    rnd_state = 8;
+    coll_create("a", 1, 0, true);
+    write_tick();
+    start_and_wait();
+    for (int i = 0; i < 20; i++) {
+        workload_step();
+        spin(2);
+    }
+    write_tick();
+    spin(50);
+    task_crash();
+    write_tick();
+    topics[0].first = topics[0].n;
+    task_make();
+    while (!is_fatal && clock_mono_ms() < limit)
+        loop_once(loop, false);
+    assert_true(is_fatal);
+    assert_non_null(strstr(fatal_text, "src-dml_0"));
+}
+
+static void test_stop_stores_everything(void **state)
+{
+    (void)state;
+    rnd_state = 9;
+    coll_create("a", 2, 0, true);
+    write_tick();
+    start_and_wait();
+    for (int round = 0; round < 5; round++) {
+        for (int i = 0; i < 40; i++) {
+            workload_step();
+            spin(1);
+        }
+        is_stopped = false;
+        repl_task_stop(task, 1000, on_stopped, NULL);
+        while (!is_stopped)
+            spin(1);
+        for (size_t i = 0; i < n_st_ckpt; i++) /* nothing is in doubt after a clean stop */
+            assert_int_equal(wal_pos_cmp(st_ckpt[i].sent, st_ckpt[i].done), 0);
+        task_crash();
+        task_make();
+    }
+    wait_equal();
+}
+
+int main(void)
+{
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        T(test_follows),
+        T(test_times_are_kept),
+        T(test_existing_rows),
+        T(test_use_start_position),
+        T(test_failing_requests),
+        T(test_crashes),
+        T(test_new_and_dropped_collections),
+        T(test_name_reused_before_drop_message),
+        T(test_drop_while_down),
+        T(test_lost_position),
+        T(test_stop_stores_everything),
+    };
+    if (getenv("TEST_FILTER"))
+        cmocka_set_test_filter(getenv("TEST_FILTER"));
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
