@@ -422,6 +422,8 @@ static void fill_request(struct ensure *e)
 /* c->impl NULL: the source's metadata is gone, the collection is only looked for. */
 static int take_source(struct ensure *e, const struct src_collection *c, struct err *err)
 {
+    int rc;
+
     e->n_shards = c->n_shards;
     e->tt = c->create_tt ? c->create_tt : tt_from_ms(clock_wall_ms()); /* 0 is refused */
     pb__create_collection_request__init(&e->req);
@@ -429,8 +431,9 @@ static int take_source(struct ensure *e, const struct src_collection *c, struct 
         e->allow_create = false;
         return 0;
     }
-    if (take_schema(e, c, err))
-        return err ? (int)err->code : ERR_PROTO;
+    rc = take_schema(e, c, err);
+    if (rc)
+        return rc;
     take_properties(e, catalog_properties(c));
     take_alive_partitions(e, c);
     fill_request(e);

@@ -273,7 +273,7 @@ static bool partition_missing(const struct answer *a)
 
 static bool is_done_already(const struct rule *r, const struct answer *a)
 {
-    if (!a->milvus_code)
+    if (!a->milvus_code || partition_missing(a))
         return false;
     if (r->type == OP_CREATE_DATABASE)
         return strstr(a->err.text, "already exist") != NULL;
@@ -285,6 +285,8 @@ static void sharpen(const struct rule *r, struct answer *a)
 {
     static const char *const conflicts[] = {"at most one distinct index", "index already exists", "duplicate index"};
 
+    if (partition_missing(a))
+        a->err.cls = ERRC_RETRY; /* dropped between our question and our request */
     if (r->type != OP_CREATE_INDEX || a->err.cls != ERRC_RETRY || !a->milvus_code)
         return;
     for (size_t i = 0; i < sizeof(conflicts) / sizeof(*conflicts); i++)
@@ -311,14 +313,12 @@ static void on_op(struct sink_call *c, const struct answer *a)
     struct op_call *o = op_of(c);
     struct answer ans = *a;
 
-    if (a->ok || is_done_already(o->rule, a) || flush_is_over(o, a)) {
-        if (!(has_partitions(o->rule->type) && !a->ok && partition_missing(a))) {
-            op_done(c, NULL);
-            return;
-        }
-    }
     if (has_partitions(o->rule->type) && partition_missing(a) && without_partition(o))
         return;
+    if (a->ok || is_done_already(o->rule, a) || flush_is_over(o, a)) {
+        op_done(c, NULL);
+        return;
+    }
     sharpen(o->rule, &ans);
     op_done(c, &ans.err);
 }

@@ -152,9 +152,9 @@ char *spec_overlap(const struct task_spec *a, const struct task_spec *b)
             const char *db, *name;
 
             if (shared(c, o, &db, &name) && same(c, db, name) && !excluded(b, db, name))
-                return xasprintf("%s.%s is already replicated to this target by task %s, which "
+                return xasprintf("%s.%s is already replicated to this target by a task that "
                                  "selects %s.%s",
-                                 c->db, c->name, b->task_id, o->db, o->name);
+                                 c->db, c->name, o->db, o->name);
         }
     }
     return NULL;

@@ -640,16 +640,17 @@ static void test_unsent_call_survives_goaway(void **state)
 
 /*
  * Deadlines hit calls on both sides of the edge of what was sent, and the one whose HEADERS nghttp2
- * holds ready: the peer may later see exactly those that said maybe_sent.
+ * holds ready: the peer may later see exactly those that said maybe_sent.  The stream fills the
+ * output in small steps, so that it is a call's HEADERS that finds it full.
  */
 static void test_maybe_sent_at_the_edge(void **state)
 {
-    enum { N = 700, SIZE = 16000, EDGE = 20 };
+    enum { N = 600, SIZE = 16000, EDGE = 20 };
     struct fixture *f = *state;
-    struct outcome *o = xcalloc(N, sizeof(*o)), after;
+    struct outcome *o = xcalloc(N, sizeof(*o)), fill = {0}, after;
     unsigned maybe = 0, unsent = 0;
     char *text = xmalloc(SIZE + 1);
-    int rcvbuf = 128 << 10; /* for accepted sockets too: the kernel takes 32 MiB otherwise */
+    int rcvbuf = 128 << 10; /* accepted sockets inherit it; else the kernel may take 32 MiB */
 
     setsockopt(evconnlistener_get_fd(f->peer.listener), SOL_SOCKET, SO_RCVBUF, &rcvbuf,
                sizeof(rcvbuf));
@@ -657,9 +658,13 @@ static void test_maybe_sent_at_the_edge(void **state)
     text[SIZE] = '\0';
     f->peer.window = 1 << 30;
     run(f, &after, "/p/Echo", "warm");
+    fill.call = grpc_stream(f->client, "/p/Hang", NULL, on_message, on_done, &fill);
+    WAIT(f, f->peer.requests == 2);
     bufferevent_disable(LIST_FIRST(&f->peer.conns)->bev, EV_READ);
     for (int i = 0; i < N; i++) {
-        unary_on(f->client, &o[i], "/p/Hang", text, 1500);
+        send_text(fill.call, text);
+        turns(f, 4);
+        unary_on(f->client, &o[i], "/p/Hang", "x", 1500);
         turns(f, 4);
     }
     for (int i = 0; i < N; i++) {
@@ -674,7 +679,8 @@ static void test_maybe_sent_at_the_edge(void **state)
     run(f, &after, "/p/Echo", "after");
     assert_int_equal(after.status, 0);
     assert_int_equal(f->peer.accepted, 1);
-    assert_int_equal(f->peer.requests, maybe + 2);
+    assert_int_equal(f->peer.requests, maybe + 3);
+    grpc_call_cancel(fill.call);
     free(text);
     free(o);
 }

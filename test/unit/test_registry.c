@@ -997,7 +997,7 @@ static sqlite3 *hold_write_lock(void)
 
 static void locks_of_others_are_waited_for(void **state)
 {
-    struct answer a = {0}, b = {0}, c = {0};
+    struct answer a = {0}, a2 = {0}, b = {0}, c = {0};
     struct store *s;
     sqlite3 *h;
 
@@ -1007,6 +1007,9 @@ static void locks_of_others_are_waited_for(void **state)
     s = reg->ops->store_open(reg, "t", "", 0);
     h = hold_write_lock();
     commit_done(s, "t", "a", 1, &a);
+    while (!impl()->group)
+        loop_once(lp, true);
+    commit_done(s, "t", "a", 2, &a2); /* comes while the first is in the helper: stays behind it */
     reg->ops->set_state(reg, "t", TASK_PAUSED, "", 0, on_done, &b);
     assert_code(&b, ERR_IO);
     assert_in(b.err.text, "another program");
@@ -1016,8 +1019,10 @@ static void locks_of_others_are_waited_for(void **state)
     sqlite3_close(h);
     assert_ok(&c);
     assert_ok(&a);
+    assert_ok(&a2);
+    assert_true(a.order < a2.order);
     assert_string_equal(c.text,
-                        "a>d:1:- "); /* after the write, though it came while that was stuck */
+                        "a>d:2:- "); /* after the write, though it came while that was stuck */
     assert_null(reg->ops->trouble(reg));
     free(c.text);
     reg->ops->store_free(s);
