@@ -1,8 +1,8 @@
 /*
  * spec_fields.h - JSON objects of a request, checked against a table of fields.
  *
- * The rules of the Go implementation (control-api.md 1): names match without regard to case, unknown
- * names are ignored, types are strict, null is the same as absent.
+ * The rules of the Go implementation (control-api.md 1): names match without regard to case,
+ * unknown names are ignored, types are strict, null is the same as absent.
  */
 #ifndef TASK_SPEC_FIELDS_H
 #define TASK_SPEC_FIELDS_H
@@ -29,7 +29,8 @@ struct field { /* a table ends with a NULL name */
 
 /*
  * A new object with the fields of the table under the names of the table; absent ones are left out.
- * value NULL or null is an empty object. NULL: ERR_PROTO (USER), the text names the field, never its value.
+ * value NULL or null is an empty object. NULL: ERR_PROTO (USER); the text names the field, never
+ * its value.
  */
 json_t *fields_decode(const json_t *value, const struct field *table, struct err *err);
 

@@ -65,7 +65,7 @@ class Lab:
         ui.ok(f"{text}, {server.address} ({bar.seconds:.0f} s)")
 
     def start_cdc(self):
-        self.cdc = Cdc(FOLDER / "cdc", self.source, program=ROOT / "build" / "milvus-cdc", keep=self.keep,
+        self.cdc = Cdc(FOLDER / "cdc", self.source, keep=self.keep,
                        port=self.preferred(8444))
         self.all.append(self.cdc)
         self.cdc.start()

@@ -112,7 +112,7 @@ static void conn_set_state(struct conn *c, enum conn_state state, unsigned ms)
         timer_cancel(&c->timer);
 }
 
-/* Closes our side only: with unread input a close would reset the connection and the answer be lost. */
+/* Closes our side only: with unread input a close resets the connection and the answer is lost. */
 static void conn_linger(struct conn *c)
 {
     struct evbuffer *in = bufferevent_get_input(c->bev);
@@ -121,7 +121,7 @@ static void conn_linger(struct conn *c)
         conn_close(c);
         return;
     }
-    (void)shutdown(bufferevent_getfd(c->bev), SHUT_WR); /* fails when the client is gone: it shows */
+    (void)shutdown(bufferevent_getfd(c->bev), SHUT_WR); /* fails when it is gone */
     evbuffer_drain(in, evbuffer_get_length(in));
     conn_set_state(c, CONN_LINGER, c->s->o.linger_ms);
 }
@@ -134,6 +134,8 @@ static void conn_sent(struct conn *c)
         return;
     }
     c->served = true;
+    TAILQ_REMOVE(&c->s->conns, c, entry); /* in order of the last use */
+    TAILQ_INSERT_TAIL(&c->s->conns, c, entry);
     http_parser_init(&c->parser, c->s->o.max_body);
     conn_set_state(c, CONN_IDLE, c->s->o.idle_ms);
 }
@@ -247,7 +249,7 @@ static bool conn_read(struct conn *c)
     return false;
 }
 
-/* Does what the state and the input allow. A handler that answers at once comes back through here. */
+/* Does what the state and the input allow. Not entered twice. */
 static void conn_run(struct conn *c)
 {
     bool again = !c->running;
@@ -315,18 +317,15 @@ static void on_timer(void *arg)
 
 /* ---- accepting */
 
-/* The quiet connection that waits longest for its next request gives way. */
-static bool evict_idle(struct http_server *s)
+/* The quiet connection that waits longest for its next request: it gives way to a new one. */
+static struct conn *idle_conn(struct http_server *s)
 {
     struct conn *c;
 
-    TAILQ_FOREACH(c, &s->conns, entry) {
-        if (c->state == CONN_IDLE && c->served) {
-            conn_close(c);
-            return true;
-        }
-    }
-    return false;
+    TAILQ_FOREACH(c, &s->conns, entry)
+        if (c->state == CONN_IDLE && c->served)
+            return c;
+    return NULL;
 }
 
 static void conn_new(struct http_server *s, int fd)
@@ -373,18 +372,24 @@ static void on_accept(int listen_fd, short what, void *arg)
 
     (void)what;
     for (int i = 0; i < ACCEPTS_PER_EVENT; i++) {
+        struct conn *victim = NULL;
         int fd;
 
-        if (s->n_conns >= s->o.max_connections && !evict_idle(s)) {
-            s->full = true;
-            event_del(s->accept_ev);
-            return;
+        if (s->n_conns >= s->o.max_connections) {
+            victim = idle_conn(s);
+            if (!victim) { /* until one closes, new ones wait in the kernel's queue */
+                s->full = true;
+                event_del(s->accept_ev);
+                return;
+            }
         }
         fd = accept4(listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) {
             accept_failed(s);
             return;
         }
+        if (victim)
+            conn_close(victim);
         conn_new(s, fd);
     }
 }

@@ -34,7 +34,7 @@ static enum http_step bad(struct http_parser *p, int status, const char *why)
     return HTTP_BAD;
 }
 
-/* A whole line without its end (caller frees), or NULL: p->status is set when there will be none. */
+/* A line without its end (caller frees), or NULL: p->status is set when there will be none. */
 static char *take_line(struct http_parser *p, struct evbuffer *in, size_t limit)
 {
     size_t len;
@@ -260,7 +260,8 @@ static enum http_step parse_line(struct http_parser *p, char *line)
     }
 }
 
-/* False: more bytes are needed. Copied, not moved: a body sent byte by byte would hold a block for each. */
+/* False: more bytes are needed. Copied, not moved: with a body sent byte by byte each byte would
+ * keep a whole block. */
 static bool take_body(struct http_parser *p, struct evbuffer *in)
 {
     char piece[4096];

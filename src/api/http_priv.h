@@ -1,14 +1,14 @@
 /*
  * http_priv.h - a small HTTP/1.1 server on bufferevents, for the control API.
  *
- * Not evhttp: 2.1 drops the answer to a client that closed its sending side, has no deadline for a whole request
- * and answers too large bodies and unknown methods with pages of its own.
+ * Not evhttp: 2.1 drops the answer to a client that closed its sending side, has no deadline for a
+ * whole request and answers too large bodies and unknown methods with pages of its own.
  *
- * One request of a connection at a time; the next one is read when the answer was sent (so a client that
- * pipelines without reading costs nothing).  Facts: RFC 9110, RFC 9112.
+ * One request of a connection at a time; the next one is read when the answer was sent (so a client
+ * that pipelines without reading costs nothing).  Facts: RFC 9110, RFC 9112.
  *
- * Lifetime  a request lives until http_reply() or http_drop(), also when its client goes away: the handler
- * answers exactly once, whenever it likes.   Thread  loop thread only.
+ * Lifetime  a request lives until http_reply() or http_drop(), also when its client goes away: the
+ * handler answers exactly once, whenever it likes.   Thread  loop thread only.
  */
 #ifndef API_HTTP_PRIV_H
 #define API_HTTP_PRIV_H

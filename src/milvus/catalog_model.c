@@ -638,6 +638,8 @@ static void publish_coll(struct cat_model *m, struct cat_collection *c)
     if (!c->info)
         return;
     db = db_name(m, c->info->db_id);
+    if (!db && c->state == SRC_DROPPING)
+        db = ""; /* dropped with its database, whose key goes first: nobody needs the name */
     free(c->pub.db_name);
     c->pub.db_name = xstrdup(db);
     c->pub.state = c->state;
@@ -716,11 +718,11 @@ static int coll_complete(const struct cat_model *m, const struct cat_collection 
     if (c->unreadable)
         return hidden_err(m, "database/collection-info/", c->key_db, c->pub.id, "cannot be read",
                           err);
+    if (c->state == SRC_DROPPING)
+        return 0;
     if (!db_name(m, c->info->db_id))
         return hidden_err(m, "database/collection-info/", c->key_db, c->pub.id,
                           "its database has no name in etcd", err);
-    if (c->state == SRC_DROPPING)
-        return 0;
     for (size_t i = 0; i < c->n_parts; i++)
         if (!c->parts[i].name && c->parts[i].state != SRC_DROPPING)
             return hidden_err(m, "partitions/", c->pub.id, c->parts[i].id, "cannot be read", err);

@@ -13,7 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FLUSH_DEADLINE_MS = 10000, LOAD_TRIES = 10, LOAD_RETRY_MS = 300 };
+enum { LOAD_TRIES = 10, LOAD_RETRY_MS = 300 };
+
+unsigned target_flush_deadline_ms = 10000;
 
 /* milvus.proto: the same numbers in all requests that are known here. */
 enum {
@@ -338,7 +340,7 @@ static void op_send(struct sink_call *c)
         if (!body || evbuffer_add(body, out.data, out.len))
             abort();
         call_rpc(c, o->rule->method, flush ? ANSWER_FIELD_1 : ANSWER_STATUS, about_db ? NULL : o->db, body,
-                 flush ? FLUSH_DEADLINE_MS : DDL_DEADLINE_MS, on_op);
+                 flush ? target_flush_deadline_ms : DDL_DEADLINE_MS, on_op);
     }
     pb_out_release(&out);
     evbuffer_free(body);

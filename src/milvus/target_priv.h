@@ -181,6 +181,9 @@ void target_shards_free(struct sink_shard *shards, size_t n);
 int target_op_rewrite(int msg_type, const uint8_t *data, size_t len, const char *db, const char *collection,
                       char *const *partitions, size_t n_partitions, struct pb_out *out, struct err *err);
 
+/* A flush that takes longer counts as done. Tests shorten it. */
+extern unsigned target_flush_deadline_ms;
+
 /* ---- operations, for the table of ops ---- */
 
 struct sink_call *target_ensure_collection(struct sink *s, const struct src_collection *c, const char *db,

@@ -19,7 +19,7 @@
 
 enum {
     PREFIX = 5, /* compressed flag, length (big endian) */
-    BODY_FIRST = 16 << 10, /* bytes; grows with what arrives: a peer's length alone allocates nothing */
+    BODY_FIRST = 16 << 10, /* bytes; grows with what arrives, not with a peer's promise */
     BODY_KEEP = 1 << 20, /* bytes a stream keeps for its next message */
     MAX_NV = 64,
     DEFAULT_CONNECT_MS = 5000,

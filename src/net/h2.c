@@ -301,7 +301,7 @@ static int on_before_send(nghttp2_session *session, const nghttp2_frame *frame, 
     return 0;
 }
 
-/* ---- nghttp2 callbacks, receiving.  After user code closed the connection they end the feeding. */
+/* ---- nghttp2 callbacks, receiving; they end the feeding once user code closed the connection */
 
 static int go_on(const struct h2_conn *c)
 {

@@ -3,8 +3,8 @@
  *
  * It does not reconnect: when it is lost, on_down comes and the owner closes it.
  *
- * nghttp2 is never fed or drained from inside its callbacks: whatever an owner does there is submitted
- * and sent by a zero timer.  Thread  loop thread only.
+ * nghttp2 is never fed or drained from inside its callbacks: whatever an owner does there is
+ * submitted and sent by a zero timer.  Thread  loop thread only.
  */
 #ifndef NET_H2_PRIV_H
 #define NET_H2_PRIV_H

@@ -1,4 +1,4 @@
-/* spec_match.c - which collections a task takes, under which names, and what two tasks would share. */
+/* spec_match.c - which collections a task takes, under which names; what two tasks would share. */
 #include "base/mem.h"
 #include "task/spec.h"
 

@@ -18,7 +18,6 @@
 #include <unistd.h>
 
 enum {
-    POLL_BYTES = 4 << 20,    /* of all readers in one poll */
     SETTLE_MS = 2,           /* from a change to the poll: the ticks of all channels come together */
     BLIND_MIN_MS = 2,        /* without inotify: the wait doubles from poll to poll */
     BLIND_MAX_MS = 50,
@@ -26,6 +25,7 @@ enum {
     RETRY_MIN_MS = 20,       /* after an error, doubling */
     RETRY_MAX_MS = 1000,
     TROUBLE_AFTER_MS = 1000, /* errors while the primary compacts are over sooner */
+    CLOSE_AFTER_MS = 10000,  /* without work: open files hold the disk space of deleted ones */
     ID_BYTES = 8,
 };
 
@@ -33,14 +33,6 @@ enum reader_state {
     READER_IDLE,  /* between polls */
     READER_LENT,  /* its cursor is in a poll; slice points back at the reader */
     READER_ENDED, /* LOST, USER or DATA was told */
-};
-
-/* What a poll does for one reader. */
-struct part {
-    struct wal_reader *reader; /* NULL: closed meanwhile; then cursor is the part's own */
-    struct rmq_cursor *cursor;
-    struct rmq_slice slice;
-    bool skipped; /* the poll had its fill before */
 };
 
 struct wal_reader {
@@ -52,32 +44,30 @@ struct wal_reader {
     bool paused;
     bool told; /* that the port is in trouble */
     struct rmq_cursor *cursor;
-    struct part *part; /* READER_LENT */
+    struct rmq_part *part; /* READER_LENT; its reader is NULL once this one is closed */
 };
 
 struct end_call {
     TAILQ_ENTRY(end_call) next;
-    char *topic;
+    struct rmq_end q;
     wal_end_fn done; /* NULL: cancelled */
     void *arg;
-    struct err err;
-    bool found;
-    uint64_t last;
 };
 TAILQ_HEAD(end_list, end_call);
 
 /* One poll: the helper's from submit until done, then the loop's until all parts are delivered. */
 struct poll {
     struct rmq_db *db;
-    struct part *parts;
+    struct rmq_part *parts;
     size_t n, cap;
     size_t delivered;
     struct end_list ends;
+    bool close;     /* nothing else: close the files */
     struct err err; /* the port's: code 0 is success */
 };
 
 enum port_state {
-    PORT_IDLE,       /* no timer, no event: nobody wants anything */
+    PORT_IDLE,       /* timer armed while files are open. No event: nobody wants anything */
     PORT_WAITING,    /* timer armed: the next poll. Watch event: brings it forward */
     PORT_POLLING,    /* the helper has the poll */
     PORT_DELIVERING, /* timer armed: one part per turn of the loop */
@@ -93,6 +83,7 @@ struct rocksmq {
     TAILQ_HEAD(, wal_reader) readers; /* in the order of the next poll */
     struct end_list ends;             /* not yet in a poll */
     struct poll poll;
+    bool opened;               /* files are open, perhaps */
     bool more;                 /* the last poll left data behind */
     unsigned blind_ms;         /* wait without inotify */
     unsigned retry_ms;
@@ -113,7 +104,7 @@ static void set_state(struct rocksmq *w, enum port_state to)
 {
     /* From row to column; deliver and poll end in PORT_IDLE, kick() goes on from there. */
     static const bool legal[4][4] = {
-        [PORT_IDLE] = {[PORT_WAITING] = true},
+        [PORT_IDLE] = {[PORT_WAITING] = true, [PORT_POLLING] = true},
         [PORT_WAITING] = {[PORT_IDLE] = true, [PORT_WAITING] = true, [PORT_POLLING] = true},
         [PORT_POLLING] = {[PORT_DELIVERING] = true},
         [PORT_DELIVERING] = {[PORT_IDLE] = true},
@@ -232,11 +223,12 @@ static unsigned next_wait_ms(struct rocksmq *w)
 
 static void go_idle(struct rocksmq *w)
 {
-    if (w->state == PORT_IDLE)
-        return;
-    set_state(w, PORT_IDLE);
+    if (w->state != PORT_IDLE)
+        set_state(w, PORT_IDLE);
     w->failing_since_ms = 0; /* whoever comes next gives it its second again */
     timer_cancel(&w->timer);
+    if (w->opened)
+        timer_set(&w->timer, CLOSE_AFTER_MS);
     if (w->watch_ev)
         event_del(w->watch_ev);
 }
@@ -275,29 +267,21 @@ static void kick_now(struct rocksmq *w)
 static void run_poll(void *job)
 {
     struct poll *p = job;
+    struct rmq_end **ends = NULL;
     struct end_call *e;
-    size_t bytes = 0;
+    size_t n = 0;
 
     p->err.code = ERR_OK;
-    if (rmq_db_refresh(p->db, &p->err))
+    if (p->close) {
+        rmq_db_close(p->db);
         return;
+    }
     TAILQ_FOREACH(e, &p->ends, next) {
-        if (rmq_db_last(p->db, e->topic, &e->found, &e->last, &p->err))
-            return;
+        ends = xrealloc(ends, (n + 1) * sizeof(*ends));
+        ends[n++] = &e->q;
     }
-    for (size_t i = 0; i < p->n; i++) {
-        struct part *part = &p->parts[i];
-
-        part->skipped = bytes >= POLL_BYTES;
-        if (part->skipped)
-            continue;
-        rmq_db_read(p->db, part->cursor, &part->slice);
-        bytes += part->slice.bytes;
-        if (part->slice.err.code && part->slice.err.cls == ERRC_RETRY) {
-            err_copy(&p->err, &part->slice.err);
-            return;
-        }
-    }
+    (void)rmq_db_poll(p->db, p->parts, p->n, ends, n, &p->err); /* the code is in err */
+    free(ends);
 }
 
 static void add_part(struct poll *p, struct wal_reader *r)
@@ -306,7 +290,7 @@ static void add_part(struct poll *p, struct wal_reader *r)
         p->cap = p->cap ? p->cap * 2 : 8;
         p->parts = xrealloc(p->parts, p->cap * sizeof(*p->parts));
     }
-    p->parts[p->n++] = (struct part){.reader = r, .cursor = r->cursor, .skipped = true};
+    p->parts[p->n++] = (struct rmq_part){.reader = r, .cursor = r->cursor, .skipped = true};
     r->state = READER_LENT;
 }
 
@@ -318,6 +302,7 @@ static void start_poll(struct rocksmq *w)
     struct wal_reader *r;
 
     set_state(w, PORT_POLLING);
+    p->close = false;
     if (w->watch_ev) {
         event_del(w->watch_ev);
         drain_watch(w); /* what was written up to here, this poll sees */
@@ -331,7 +316,17 @@ static void start_poll(struct rocksmq *w)
         p->parts[i].reader->part = &p->parts[i];
     TAILQ_CONCAT(&p->ends, &w->ends, next);
     w->more = false;
+    w->opened = true;
     xthread_submit(w->thread, run_poll, on_polled, p);
+}
+
+static void start_close(struct rocksmq *w)
+{
+    set_state(w, PORT_POLLING);
+    w->poll.n = w->poll.delivered = 0;
+    w->poll.close = true;
+    w->opened = false;
+    xthread_submit(w->thread, run_poll, on_polled, &w->poll);
 }
 
 static void note_failure(struct rocksmq *w)
@@ -360,7 +355,7 @@ static void on_polled(void *job)
     set_state(w, PORT_DELIVERING);
     if (w->poll.err.code) {
         note_failure(w);
-    } else {
+    } else if (!w->poll.close) {
         w->failing_since_ms = 0;
         w->more = renew_watch(w) || w->more;
     }
@@ -371,7 +366,7 @@ static void on_polled(void *job)
 
 static void end_call_free(struct end_call *e)
 {
-    free(e->topic);
+    free(e->q.topic);
     free(e);
 }
 
@@ -388,9 +383,9 @@ static bool deliver_end(struct rocksmq *w)
     }
     while ((e = TAILQ_FIRST(&p->ends))) {
         wal_end_fn done = e->done;
-        struct wal_pos last = {0, e->last};
+        struct wal_pos last = {0, e->q.last};
         struct err err = p->err;
-        bool found = e->found;
+        bool found = e->q.found;
         void *arg = e->arg;
 
         TAILQ_REMOVE(&p->ends, e, next);
@@ -428,8 +423,11 @@ static void move_cursor(struct rmq_cursor *c, const struct rmq_slice *s)
         c->begun = true;
         c->id = s->msgs[s->n - 1].pos.minor;
     }
-    c->at_end = s->caught_up;
-    c->end_ms = s->caught_up ? s->end_ms : 0;
+    c->log = s->log;
+    if (s->n > 0 || s->caught_up) {
+        c->at_end = s->caught_up;
+        c->end_ms = s->caught_up ? s->end_ms : 0;
+    }
 }
 
 /* The slice is r's and goes here. */
@@ -461,7 +459,7 @@ static void free_cursor(struct rmq_cursor *c)
 }
 
 /* Gives the cursor back; what a paused reader must not get is read again after resume(). */
-static bool deliver_part(struct rocksmq *w, struct part *part)
+static bool deliver_part(struct rocksmq *w, struct rmq_part *part)
 {
     struct wal_reader *r = part->reader;
     struct rmq_slice s = part->slice;
@@ -511,6 +509,8 @@ static void on_timer(void *arg)
         deliver(w);
     else if (w->state == PORT_WAITING)
         start_poll(w);
+    else if (w->state == PORT_IDLE)
+        start_close(w);
 }
 
 /* ---- the port ------------------------------------------------------------------------------ */
@@ -527,6 +527,7 @@ static struct wal_reader *op_open(struct wal_port *port, const char *topic,
     r->arg = arg;
     r->cursor = xcalloc(1, sizeof(*r->cursor));
     r->cursor->topic = xstrdup(topic);
+    r->cursor->topic_len = strlen(topic);
     r->cursor->earliest = start->earliest;
     r->cursor->id = start->earliest ? 0 : start->pos.minor;
     TAILQ_INSERT_TAIL(&w->readers, r, next);
@@ -569,7 +570,7 @@ static void op_end(struct wal_port *port, const char *topic, wal_end_fn done, vo
     struct rocksmq *w = from_port(port);
     struct end_call *e = xcalloc(1, sizeof(*e));
 
-    e->topic = xstrdup(topic);
+    e->q.topic = xstrdup(topic);
     e->done = done;
     e->arg = arg;
     TAILQ_INSERT_TAIL(&w->ends, e, next);

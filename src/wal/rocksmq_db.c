@@ -16,34 +16,31 @@
 #include <unistd.h>
 
 enum {
-    ID_DIGITS_MAX = 19,          /* int64 */
-    BIG_VALUE = 64 << 10,        /* gets a buffer of its own; smaller ones share one */
-    CACHE_BYTES = 8 << 20,       /* in one shard, so that a block of some MiB fits */
-    LOG_FILES_MAX = 32,          /* write-ahead logs; RocksDB has one to three */
+    ID_DIGITS_MAX = 19,      /* int64 */
+    BIG_VALUE = 64 << 10,    /* gets a buffer of its own; smaller ones share one */
+    CACHE_BYTES = 4 << 20,   /* in one shard, so that a block of some MiB fits */
     REFRESH_TRIES = 10,
-    SEEN_END_MS = 10000,         /* see still_there() */
-    INFO_LOG_ERROR = 3,          /* rocksdb::InfoLogLevel */
+    UNUSED_MS = 10000,       /* tables nobody reads are closed: they hold memory and deleted files */
+    SEEN_END_MS = 10000,     /* see nothing_missed() */
+    INFO_LOG_ERROR = 3,      /* rocksdb::InfoLogLevel */
 };
 
 /* A message of the streaming service of Milvus 2.6 (source.md 7.4). */
 static const uint8_t streaming_magic[] = {0xff, 0xfe, 0xfd, 0xfc, 'S', 'T', 'R', 'E', 'A', 'M'};
 
-/* The write-ahead logs in the folder. */
-struct log_files {
-    uint64_t num[LOG_FILES_MAX];
-    size_t n;
-};
-
 struct rmq_db {
     char *path, *secondary_dir;
+    char *no_logs; /* an empty folder that RocksDB takes for that of the logs */
     rocksdb_options_t *opts;
-    rocksdb_t *db;         /* NULL: closed */
-    struct log_files logs; /* as of the last refresh */
+    rocksdb_t *db; /* NULL: closed */
+    struct rmq_logs *logs; /* NULL: closed */
+    bool fresh;       /* what was in logs deleted up to now is in db's tables */
+    uint64_t used_ms; /* last need of db */
 };
 
 /* ---- open and refresh ---------------------------------------------------------------------- */
 
-static rocksdb_options_t *new_options(void)
+static rocksdb_options_t *new_options(const char *no_logs)
 {
     rocksdb_options_t *o = rocksdb_options_create();
     rocksdb_block_based_table_options_t *t = rocksdb_block_based_options_create();
@@ -61,8 +58,9 @@ static rocksdb_options_t *new_options(void)
 
     /* A secondary must hold its files open: the primary deletes them. */
     rocksdb_options_set_max_open_files(o, -1);
-    /* Else each catch-up starts and joins 15 threads per column family: 8 ms instead of 0.3 ms. */
+    /* Else each catch-up starts and joins 15 threads: 8 ms instead of 0.3 ms. */
     rocksdb_options_set_max_file_opening_threads(o, 1);
+    rocksdb_options_set_wal_dir(o, no_logs);
     rocksdb_options_set_skip_stats_update_on_db_open(o, 1);
     rocksdb_options_set_stats_dump_period_sec(o, 0);
     rocksdb_options_set_stats_persist_period_sec(o, 0);
@@ -77,26 +75,35 @@ struct rmq_db *rmq_db_new(const char *path, const char *secondary_dir)
 
     db->path = xstrdup(path);
     db->secondary_dir = xstrdup(secondary_dir);
-    db->opts = new_options();
+    db->no_logs = xasprintf("%s/no-logs", secondary_dir);
+    db->opts = new_options(db->no_logs);
     return db;
 }
 
-static void close_db(struct rmq_db *db)
+static void close_tables(struct rmq_db *db)
 {
     if (db->db)
         rocksdb_close(db->db);
     db->db = NULL;
-    db->logs.n = 0;
+    db->fresh = false;
+}
+
+void rmq_db_close(struct rmq_db *db)
+{
+    close_tables(db);
+    rmq_logs_free(db->logs);
+    db->logs = NULL;
 }
 
 void rmq_db_free(struct rmq_db *db)
 {
     if (!db)
         return;
-    close_db(db);
+    rmq_db_close(db);
     rocksdb_options_destroy(db->opts);
     free(db->path);
     free(db->secondary_dir);
+    free(db->no_logs);
     free(db);
 }
 
@@ -159,46 +166,12 @@ static int open_db(struct rmq_db *db, struct err *err)
         return err_set(err, ERR_UNAVAILABLE, ERRC_RETRY,
                        "rocksmq %s: no readable RocksDB there (CURRENT: %s)", db->path,
                        strerror(saved));
-    rc = make_dirs(db->secondary_dir, err);
+    rc = make_dirs(db->no_logs, err);
     if (rc)
         return rc;
     remove_old_info_logs(db->secondary_dir);
     db->db = rocksdb_open_as_secondary(db->opts, db->path, db->secondary_dir, &text);
     return text ? rocks_err(err, db, "open", text) : 0;
-}
-
-static int list_logs(const struct rmq_db *db, struct log_files *ret, struct err *err)
-{
-    DIR *d = opendir(db->path);
-    struct dirent *e;
-
-    if (!d)
-        return err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s: %s", db->path,
-                       strerror(errno));
-    ret->n = 0;
-    while ((e = readdir(d)) && ret->n < LOG_FILES_MAX) {
-        char *end;
-        uint64_t num = strtoull(e->d_name, &end, 10);
-
-        if (end != e->d_name && strcmp(end, ".log") == 0)
-            ret->num[ret->n++] = num;
-    }
-    closedir(d);
-    return 0;
-}
-
-/* True: each file of before is still there. */
-static bool still_listed(const struct log_files *before, const struct log_files *after)
-{
-    for (size_t i = 0; i < before->n; i++) {
-        size_t k = 0;
-
-        while (k < after->n && after->num[k] != before->num[i])
-            k++;
-        if (k == after->n)
-            return false;
-    }
-    return true;
 }
 
 static int open_or_catch_up(struct rmq_db *db, struct err *err)
@@ -211,52 +184,60 @@ static int open_or_catch_up(struct rmq_db *db, struct err *err)
     return text ? rocks_err(err, db, "catch up", text) : 0;
 }
 
-/*
- * When the primary has flushed a log file, it deletes it. Then this instance is opened anew, for two reasons:
- * - A catch-up reads the manifest first and the logs afterwards. What is flushed and deleted in between is in
- *   neither, while later messages are: a hole.
- * - The copy of the old log in memory goes on to show messages that retention has removed since. Is the
- *   reader's last message such a one, the loss of those after it would not be noticed.
- * It happens once per write buffer of the primary (64 MiB), and gives the memory of the copy back.
- */
-static int try_refresh(struct rmq_db *db, bool *ret_complete, struct err *err)
+static int list_logs(struct rmq_db *db, struct err *err)
 {
-    struct log_files before, after;
-    int code = list_logs(db, &before, err);
+    bool vanished = false;
+    int code;
 
-    if (code)
-        return code;
-    if (!still_listed(&db->logs, &before))
-        close_db(db);
-    code = open_or_catch_up(db, err);
-    if (!code)
-        code = list_logs(db, &after, err);
-    if (code)
-        return code;
-    *ret_complete = still_listed(&before, &after);
-    db->logs = after;
-    return 0;
+    if (!db->logs)
+        db->logs = rmq_logs_new(db->path);
+    code = rmq_logs_list(db->logs, &vanished, err);
+    if (vanished)
+        db->fresh = false;
+    return code;
 }
 
-int rmq_db_refresh(struct rmq_db *db, struct err *err)
+static bool in_tables(const struct rmq_db *db, const struct rmq_cursor *c)
 {
-    bool complete = false;
-    int code = 0;
+    return !rmq_logs_has(db->logs, c->log);
+}
 
-    for (int i = 0; i < REFRESH_TRIES && !complete; i++) {
-        code = try_refresh(db, &complete, err);
-        if (code || !complete)
-            close_db(db);
+static bool needs_tables(const struct rmq_db *db, const struct rmq_part *parts, size_t n, size_t n_ends)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (in_tables(db, parts[i].cursor))
+            return true;
+    }
+    return n_ends > 0;
+}
+
+/*
+ * A log file is deleted after the tables made from it are in the manifest. So tables that were read after the
+ * last deletion seen, together with the logs that are open, hold everything. What is deleted while the
+ * manifest is being read would be in neither: hence the listing afterwards, and once more if need be.
+ */
+static int refresh(struct rmq_db *db, const struct rmq_part *parts, size_t n, size_t n_ends,
+                   struct err *err)
+{
+    for (int i = 0; i < REFRESH_TRIES; i++) {
+        int code = list_logs(db, err);
+
         if (code)
             return code;
+        if (!needs_tables(db, parts, n, n_ends))
+            return 0;
+        db->used_ms = clock_mono_ms();
+        if (db->db && db->fresh)
+            return 0;
+        code = open_or_catch_up(db, err);
+        if (code)
+            return code;
+        db->fresh = true;
     }
-    if (!complete)
-        return err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s: log files keep changing",
-                       db->path);
-    return 0;
+    return err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s: log files keep changing", db->path);
 }
 
-/* ---- keys ---------------------------------------------------------------------------------- */
+/* ---- tables: one topic --------------------------------------------------------------------- */
 
 /* Walks the messages of one topic: keys "<topic>/<decimal id>". */
 struct scan {
@@ -326,20 +307,9 @@ static unsigned count_digits(uint64_t id)
 static unsigned scan_get(const struct scan *sc, uint64_t *ret_id)
 {
     size_t len;
-    const char *key = rocksdb_iter_key(sc->it, &len);
-    uint64_t id = 0;
-    size_t n = len - sc->prefix;
+    const char *key = rocksdb_iter_key(sc->it, &len); /* within the bounds, so of this topic */
 
-    if (len <= sc->prefix || n > ID_DIGITS_MAX || memcmp(key, sc->key, sc->prefix) != 0 ||
-        key[sc->prefix] == '0')
-        return 0;
-    for (size_t i = sc->prefix; i < len; i++) {
-        if (key[i] < '0' || key[i] > '9')
-            return 0;
-        id = id * 10 + (uint64_t)(key[i] - '0'); /* 19 digits fit */
-    }
-    *ret_id = id;
-    return (unsigned)n;
+    return rmq_key_parse(key, len, sc->prefix - 1, ret_id);
 }
 
 static size_t make_key(struct scan *sc, uint64_t id)
@@ -514,21 +484,189 @@ static bool scan_above(struct scan *sc, uint64_t id, uint64_t *ret_id)
     return may_get_longer(id) && first_not_shorter(sc, digits + 1, ret_id);
 }
 
-/* ---- where to go on ------------------------------------------------------------------------ */
+/* ---- logs: one topic ----------------------------------------------------------------------- */
 
-static int lost(struct scan *sc, const struct rmq_cursor *c, struct err *err)
+struct topic_seen {
+    const char *topic;
+    size_t topic_len;
+    uint64_t first, last;   /* 0: none */
+    uint64_t find;          /* this message is looked for */
+    struct rmq_log_pos at;  /* its record; file 0: not found */
+};
+
+static void see_put(struct topic_seen *t, const struct rmq_put *put, struct rmq_log_pos at)
+{
+    uint64_t id = 0;
+
+    if (put->key_len <= t->topic_len || memcmp(put->key, t->topic, t->topic_len) != 0 ||
+        !rmq_key_parse(put->key, put->key_len, t->topic_len, &id))
+        return;
+    if (!t->first || id < t->first)
+        t->first = id;
+    if (id > t->last)
+        t->last = id;
+    if (id == t->find && !t->at.file)
+        t->at = at;
+}
+
+/* Looks for n topics in one walk through all logs. */
+static int see_logs(struct rmq_db *db, struct topic_seen *topics, size_t n, struct err *err)
+{
+    struct rmq_log_pos pos = rmq_logs_begin(db->logs);
+
+    for (;;) {
+        struct rmq_log_pos at = pos;
+        struct rmq_batch batch;
+        struct rmq_put put;
+        const uint8_t *data;
+        size_t len;
+        int code = rmq_logs_next(db->logs, &pos, &data, &len, err);
+
+        if (code || !data)
+            return code;
+        if (pos.file != at.file) /* at was the end of the file before */
+            at = (struct rmq_log_pos){pos.file, pos.inode, 0};
+        code = rmq_batch_init(&batch, data, len, err);
+        while (!code && !(code = rmq_batch_next(&batch, &put, err)) && put.key) {
+            for (size_t i = 0; i < n; i++)
+                see_put(&topics[i], &put, at);
+        }
+        if (code)
+            return code;
+    }
+}
+
+/* ---- messages ------------------------------------------------------------------------------ */
+
+/* A part under work. */
+struct work {
+    struct rmq_part *part;
+    bool done;
+    bool member;     /* of the group that is being read */
+    uint64_t min_id; /* smaller ones were delivered or are not wished */
+    /* Small values, until they get their common buffer. */
+    uint8_t *small;
+    size_t small_len, small_cap;
+};
+
+static uint8_t *add_small(struct work *k, size_t len)
+{
+    if (k->small_cap - k->small_len < len) {
+        k->small_cap = (k->small_cap + len) * 2;
+        k->small = xrealloc(k->small, k->small_cap); /* bounded by a slice and a record */
+    }
+    k->small_len += len;
+    return k->small + k->small_len - len;
+}
+
+static struct wal_msg *add_msg(struct rmq_slice *s, uint64_t id, size_t len)
+{
+    if (s->n == s->cap) {
+        s->cap = s->cap ? s->cap * 2 : 8;
+        s->msgs = xrealloc(s->msgs, s->cap * sizeof(*s->msgs));
+    }
+    s->msgs[s->n] = (struct wal_msg){.pos = {0, id}, .len = len};
+    s->bytes += len;
+    return &s->msgs[s->n++];
+}
+
+static int take_message(struct work *k, uint64_t id, const void *value, size_t len, struct err *err)
+{
+    struct rmq_slice *s = &k->part->slice;
+    struct wal_msg *m;
+    struct buf *b;
+
+    if (len >= sizeof(streaming_magic) && memcmp(value, streaming_magic, sizeof(streaming_magic)) == 0)
+        return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
+                       "unsupported source: message %" PRIu64
+                       " of topic %s was written by the streaming service of Milvus 2.6",
+                       id, k->part->cursor->topic);
+    k->min_id = id + 1;
+    if (len < BIG_VALUE) {
+        uint8_t *place = add_small(k, len);
+
+        if (len)
+            memcpy(place, value, len);
+        add_msg(s, id, len);
+        return 0;
+    }
+    b = buf_new(len);
+    if (!b)
+        return err_set(err, ERR_LIMIT, ERRC_RETRY, "no memory for a message of %zu bytes", len);
+    memcpy(b->data, value, len);
+    m = add_msg(s, id, len);
+    m->buf = b;
+    m->data = b->data;
+    return 0;
+}
+
+static bool slice_full(const struct rmq_slice *s)
+{
+    return s->n >= RMQ_SLICE_MSGS || s->bytes >= RMQ_SLICE_BYTES;
+}
+
+/* Copies the small values to one buffer of their exact size: a tick that waits must not hold a MiB. */
+static int share_buffer(struct work *k, struct err *err)
+{
+    struct rmq_slice *s = &k->part->slice;
+    struct buf *b = buf_new(k->small_len);
+    size_t at = 0;
+
+    if (!b)
+        return err_set(err, ERR_LIMIT, ERRC_RETRY, "no memory for %zu bytes", k->small_len);
+    if (k->small_len)
+        memcpy(b->data, k->small, k->small_len);
+    for (size_t i = 0; i < s->n; i++) {
+        struct wal_msg *m = &s->msgs[i];
+
+        if (m->buf)
+            continue;
+        m->buf = buf_ref(b);
+        m->data = b->data + at;
+        at += m->len;
+    }
+    buf_unref(b);
+    return 0;
+}
+
+/* Ends the work on a part. What came before a bad message is delivered; the next slice tells of it. */
+static int finish(struct work *k, int code, struct err *err)
+{
+    struct rmq_slice *s = &k->part->slice;
+
+    k->done = true;
+    k->part->skipped = false;
+    if (!code || (err->cls != ERRC_RETRY && s->n > 0))
+        return s->n > 0 ? share_buffer(k, err) : 0;
+    if (err->cls == ERRC_RETRY)
+        return code;
+    err_copy(&s->err, err);
+    return 0;
+}
+
+/* ---- reading tables ------------------------------------------------------------------------ */
+
+/* A message that is neither in the tables nor in the logs. */
+static int lost(struct scan *sc, const struct rmq_cursor *c, const struct topic_seen *logs,
+                struct err *err)
 {
     const char *what = c->begun ? "the last message read" : "start position";
-    uint64_t first, last;
+    uint64_t first = logs->first, last = logs->last, id;
+    struct err failed;
 
-    if (!scan_first(sc, &first) || !scan_last(sc, &last))
+    if (scan_first(sc, &id) && (!first || id < first))
+        first = id;
+    if (scan_last(sc, &id) && id > last)
+        last = id;
+    if (scan_error(sc, &failed))
+        return err_copy(err, &failed);
+    if (!first)
         return err_set(err, ERR_GONE, ERRC_LOST,
-                       "rocksmq topic %s: %s %" PRIu64
-                       " does not exist any more, and the topic has no messages",
+                       "rocksmq topic %s: %s %" PRIu64 " does not exist, and the topic has no messages",
                        c->topic, what, c->id);
     return err_set(err, ERR_GONE, ERRC_LOST,
-                   "rocksmq topic %s: %s %" PRIu64
-                   " does not exist any more; first existing %" PRIu64 ", last %" PRIu64,
+                   "rocksmq topic %s: %s %" PRIu64 " does not exist; first existing %" PRIu64
+                   ", last %" PRIu64,
                    c->topic, what, c->id, first, last);
 }
 
@@ -545,10 +683,32 @@ static bool nothing_missed(struct scan *sc, const struct rmq_cursor *c)
     return scan_first(sc, &first) && first < c->id;
 }
 
-/* Moves to the next message to deliver.  *ret_more false: there is none yet. */
-static int begin_scan(struct scan *sc, const struct rmq_cursor *c, bool *ret_more, uint64_t *ret_id,
-                      struct err *err)
+/* The cursor's message is not in the tables: then it must be in the logs. */
+static int look_in_logs(struct work *k, struct scan *sc, bool *ret_more, uint64_t *ret_id,
+                        struct err *err)
 {
+    const struct rmq_cursor *c = k->part->cursor;
+    struct topic_seen t = {.topic = c->topic, .topic_len = c->topic_len, .find = c->id};
+    int code = see_logs(sc->db, &t, 1, err);
+
+    if (code)
+        return code;
+    if (t.at.file) {
+        k->part->slice.log = t.at;
+        return 0;
+    }
+    if (!c->begun || !nothing_missed(sc, c)) {
+        code = scan_error(sc, err);
+        return code ? code : lost(sc, c, &t, err);
+    }
+    *ret_more = scan_above(sc, c->id, ret_id);
+    return scan_error(sc, err);
+}
+
+/* Moves to the next message to deliver.  *ret_more false: there is none (more) in the tables. */
+static int begin_scan(struct work *k, struct scan *sc, bool *ret_more, uint64_t *ret_id, struct err *err)
+{
+    const struct rmq_cursor *c = k->part->cursor;
     uint64_t id = 0;
     int code;
 
@@ -563,164 +723,255 @@ static int begin_scan(struct scan *sc, const struct rmq_cursor *c, bool *ret_mor
         return scan_error(sc, err);
     }
     code = scan_error(sc, err); /* a failed read is not an absent message */
-    if (code)
-        return code;
-    if (!c->begun || !nothing_missed(sc, c)) {
-        struct err gone;
-
-        lost(sc, c, &gone);
-        code = scan_error(sc, err);
-        return code ? code : err_copy(err, &gone);
-    }
-    *ret_more = scan_above(sc, c->id, ret_id);
-    return scan_error(sc, err);
+    return code ? code : look_in_logs(k, sc, ret_more, ret_id, err);
 }
 
-/* ---- slices -------------------------------------------------------------------------------- */
-
-/* Small values of a slice, until they get their common buffer. */
-struct gather {
-    uint8_t *data;
-    size_t len, cap;
-};
-
-static uint8_t *gather_add(struct gather *g, size_t len)
+static int fill_from_tables(struct work *k, struct scan *sc, struct err *err)
 {
-    if (g->cap - g->len < len) {
-        g->cap = (g->cap + len) * 2;
-        g->data = xrealloc(g->data, g->cap); /* bounded by RMQ_SLICE_BYTES and one small value */
-    }
-    g->len += len;
-    return g->data + g->len - len;
-}
-
-static struct wal_msg *slice_add(struct rmq_slice *s, uint64_t id, size_t len)
-{
-    if (s->n == s->cap) {
-        s->cap = s->cap ? s->cap * 2 : 8;
-        s->msgs = xrealloc(s->msgs, s->cap * sizeof(*s->msgs));
-    }
-    s->msgs[s->n] = (struct wal_msg){.pos = {0, id}, .len = len};
-    s->bytes += len;
-    return &s->msgs[s->n++];
-}
-
-static int take_message(struct scan *sc, uint64_t id, struct rmq_slice *s, struct gather *g,
-                        struct err *err)
-{
-    size_t len;
-    const char *value = rocksdb_iter_value(sc->it, &len);
-    struct buf *b;
-
-    if (len >= sizeof(streaming_magic) && memcmp(value, streaming_magic, sizeof(streaming_magic)) == 0)
-        return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
-                       "unsupported source: message %" PRIu64
-                       " of topic %s was written by the streaming service of Milvus 2.6",
-                       id, sc->topic);
-    if (len < BIG_VALUE) {
-        uint8_t *place = gather_add(g, len);
-
-        if (len)
-            memcpy(place, value, len);
-        slice_add(s, id, len);
-        return 0;
-    }
-    b = buf_new(len);
-    if (!b)
-        return err_set(err, ERR_LIMIT, ERRC_RETRY, "no memory for a message of %zu bytes", len);
-    memcpy(b->data, value, len);
-    *slice_add(s, id, len) = (struct wal_msg){.pos = {0, id}, .buf = b, .data = b->data, .len = len};
-    return 0;
-}
-
-/* Copies what was gathered to one buffer of its exact size: a tick that waits must not hold a MiB. */
-static int share_buffer(struct rmq_slice *s, const struct gather *g, struct err *err)
-{
-    struct buf *b = buf_new(g->len);
-    size_t at = 0;
-
-    if (!b)
-        return err_set(err, ERR_LIMIT, ERRC_RETRY, "no memory for %zu bytes", g->len);
-    if (g->len)
-        memcpy(b->data, g->data, g->len);
-    for (size_t i = 0; i < s->n; i++) {
-        struct wal_msg *m = &s->msgs[i];
-
-        if (m->buf)
-            continue;
-        m->buf = buf_ref(b);
-        m->data = b->data + at;
-        at += m->len;
-    }
-    buf_unref(b);
-    return 0;
-}
-
-static int fill_slice(struct scan *sc, const struct rmq_cursor *c, struct rmq_slice *s,
-                      struct gather *g, struct err *err)
-{
+    struct rmq_slice *s = &k->part->slice;
     uint64_t id = 0;
     bool more = false;
-    int code = begin_scan(sc, c, &more, &id, err);
+    int code = begin_scan(k, sc, &more, &id, err);
 
-    while (!code && more) {
+    while (!code && more && !slice_full(s)) {
         size_t len;
+        const char *value = rocksdb_iter_value(sc->it, &len);
 
-        (void)rocksdb_iter_value(sc->it, &len);
-        if (s->n == RMQ_SLICE_MSGS || (s->n > 0 && s->bytes + len > RMQ_SLICE_BYTES))
-            break;
-        code = take_message(sc, id, s, g, err);
+        if (s->n > 0 && s->bytes + len > RMQ_SLICE_BYTES)
+            return 0;
+        code = take_message(k, id, value, len, err);
         if (!code) {
             more = scan_next(sc, id, &id);
             code = scan_error(sc, err);
         }
     }
-    s->caught_up = !code && !more;
-    return code;
-}
-
-void rmq_db_read(struct rmq_db *db, const struct rmq_cursor *c, struct rmq_slice *s)
-{
-    struct gather g = {0};
-    struct scan sc;
-    int code;
-
-    s->end_ms = clock_mono_ms();
-    scan_init(&sc, db, c->topic);
-    code = fill_slice(&sc, c, s, &g, &s->err);
-    /* What came before a bad message is delivered; the next slice begins with it and tells. */
-    if (code && s->n > 0 && s->err.cls != ERRC_RETRY)
-        code = 0;
-    if (!code && s->n > 0)
-        code = share_buffer(s, &g, &s->err);
-    if (code)
-        rmq_slice_release(s);
-    else
-        s->err.code = ERR_OK;
-    free(g.data);
-    scan_release(&sc);
-}
-
-int rmq_db_last(struct rmq_db *db, const char *topic, bool *ret_found, uint64_t *ret_id,
-                struct err *err)
-{
-    struct scan sc;
-    uint64_t id = 0;
-    bool found;
-    int code;
-
-    scan_init(&sc, db, topic);
-    found = scan_last(&sc, &id);
-    code = scan_error(&sc, err);
-    scan_release(&sc);
-    if (!code) {
-        *ret_found = found;
-        *ret_id = id;
+    if (!code && !more && !s->log.file) {
+        s->log = rmq_logs_begin(sc->db->logs);
+        s->caught_up = !s->log.file; /* no log at all: this was everything */
     }
     return code;
 }
 
-/* Frees what was read; an error stays. */
+static int read_tables(struct rmq_db *db, struct work *k, struct err *err)
+{
+    struct scan sc;
+    int code;
+
+    k->part->slice.log = (struct rmq_log_pos){0};
+    scan_init(&sc, db, k->part->cursor->topic);
+    code = fill_from_tables(k, &sc, err);
+    scan_release(&sc);
+    return finish(k, code, err);
+}
+
+/* ---- reading logs -------------------------------------------------------------------------- */
+
+static bool same_pos(struct rmq_log_pos a, struct rmq_log_pos b)
+{
+    return a.file == b.file && a.inode == b.inode && a.offset == b.offset;
+}
+
+/* All readers that stand at the same place read together. */
+struct group {
+    struct rmq_db *db;
+    struct work *works;
+    size_t n;
+    struct rmq_log_pos pos; /* the next record */
+    size_t most;            /* bytes of the largest slice */
+    bool full;
+    bool end;
+};
+
+/* Hands a message to the readers of its topic. One with a bad message leaves the group before this record. */
+static int give_put(struct group *g, const struct rmq_put *put, struct rmq_log_pos record, struct err *err)
+{
+    const uint8_t *slash = memrchr(put->key, '/', put->key_len);
+    size_t topic_len = slash ? (size_t)(slash - put->key) : 0;
+    uint64_t id = 0;
+
+    if (!slash || !rmq_key_parse(put->key, put->key_len, topic_len, &id))
+        return 0;
+    for (size_t i = 0; i < g->n; i++) {
+        struct work *k = &g->works[i];
+        const struct rmq_cursor *c = k->part->cursor;
+        int code;
+
+        if (!k->member || c->topic_len != topic_len || memcmp(c->topic, put->key, topic_len) != 0 ||
+            id < k->min_id)
+            continue;
+        code = take_message(k, id, put->value, put->value_len, err);
+        if (code) {
+            k->member = false;
+            k->part->slice.log = record;
+            code = finish(k, code, err);
+            if (code)
+                return code;
+        }
+        g->full = g->full || slice_full(&k->part->slice);
+        if (k->part->slice.bytes > g->most)
+            g->most = k->part->slice.bytes;
+    }
+    return 0;
+}
+
+static int give_record(struct group *g, const uint8_t *data, size_t len, struct rmq_log_pos record,
+                       struct err *err)
+{
+    struct rmq_batch batch;
+    struct rmq_put put;
+    int code = rmq_batch_init(&batch, data, len, err);
+
+    while (!code) {
+        code = rmq_batch_next(&batch, &put, err);
+        if (code || !put.key)
+            break;
+        code = give_put(g, &put, record, err);
+    }
+    return code;
+}
+
+static int read_records(struct group *g, struct err *err)
+{
+    bool some = false;
+
+    while (!g->full) {
+        struct rmq_log_pos record = g->pos;
+        const uint8_t *data;
+        size_t len;
+        int code = rmq_logs_next(g->db->logs, &g->pos, &data, &len, err);
+
+        if (code) {
+            g->pos = record;
+            return some ? 0 : code; /* what came before a damaged record is good */
+        }
+        g->end = !data;
+        if (g->end)
+            return 0;
+        if (g->most > 0 && g->most + len > RMQ_SLICE_BYTES) { /* a record stays whole */
+            g->pos = record;
+            return 0;
+        }
+        code = give_record(g, data, len, record, err);
+        if (code)
+            return code;
+        some = true;
+    }
+    return 0;
+}
+
+static int read_group(struct rmq_db *db, struct work *works, size_t n, const struct work *first,
+                      struct err *err)
+{
+    struct group g = {.db = db, .works = works, .n = n, .pos = first->part->cursor->log};
+    uint64_t now = clock_mono_ms();
+    struct rmq_log_pos from = g.pos;
+    int code;
+
+    for (size_t i = 0; i < n; i++)
+        works[i].member = !works[i].done && same_pos(works[i].part->cursor->log, from);
+    code = read_records(&g, err);
+    for (size_t i = 0; i < n; i++) {
+        struct rmq_slice *s = &works[i].part->slice;
+
+        if (code || !works[i].member)
+            continue;
+        s->log = g.pos;
+        s->caught_up = g.end;
+        s->end_ms = now;
+        code = finish(&works[i], 0, err);
+    }
+    return code;
+}
+
+/* ---- polls --------------------------------------------------------------------------------- */
+
+static void init_work(struct work *k, struct rmq_part *part)
+{
+    const struct rmq_cursor *c = part->cursor;
+
+    *k = (struct work){.part = part};
+    k->min_id = c->begun ? c->id + 1 : c->earliest ? 0 : c->id;
+    part->slice.end_ms = clock_mono_ms();
+    part->slice.log = c->log;
+    part->skipped = true;
+}
+
+static int read_parts(struct rmq_db *db, struct work *works, size_t n, struct err *err)
+{
+    int code = 0;
+
+    for (size_t i = 0; !code && i < n; i++) {
+        size_t bytes = 0;
+
+        if (works[i].done)
+            continue;
+        for (size_t k = 0; k < n; k++)
+            bytes += works[k].part->slice.bytes;
+        if (bytes >= RMQ_POLL_BYTES) /* the rest has its turn next time */
+            break;
+        if (in_tables(db, works[i].part->cursor))
+            code = read_tables(db, &works[i], err);
+        else
+            code = read_group(db, works, n, &works[i], err);
+    }
+    return code;
+}
+
+static int last_in_tables(struct rmq_db *db, struct rmq_end *e, struct err *err)
+{
+    struct scan sc;
+    uint64_t id = 0;
+    int code;
+
+    scan_init(&sc, db, e->topic);
+    if (scan_last(&sc, &id) && id > e->last)
+        e->last = id;
+    code = scan_error(&sc, err);
+    scan_release(&sc);
+    e->found = e->last != 0;
+    return code;
+}
+
+static int answer_ends(struct rmq_db *db, struct rmq_end **ends, size_t n, struct err *err)
+{
+    struct topic_seen *t = n ? xcalloc(n, sizeof(*t)) : NULL;
+    int code = 0;
+
+    for (size_t i = 0; i < n; i++)
+        t[i] = (struct topic_seen){.topic = ends[i]->topic, .topic_len = strlen(ends[i]->topic)};
+    if (n > 0)
+        code = see_logs(db, t, n, err);
+    for (size_t i = 0; !code && i < n; i++) {
+        ends[i]->last = t[i].last;
+        code = last_in_tables(db, ends[i], err);
+    }
+    free(t);
+    return code;
+}
+
+int rmq_db_poll(struct rmq_db *db, struct rmq_part *parts, size_t n, struct rmq_end **ends, size_t n_ends,
+                struct err *err)
+{
+    struct work *works = n ? xcalloc(n, sizeof(*works)) : NULL;
+    int code;
+
+    for (size_t i = 0; i < n; i++)
+        init_work(&works[i], &parts[i]);
+    code = refresh(db, parts, n, n_ends, err);
+    if (!code)
+        code = answer_ends(db, ends, n_ends, err);
+    if (!code)
+        code = read_parts(db, works, n, err);
+    for (size_t i = 0; i < n; i++)
+        free(works[i].small);
+    free(works);
+    if (code)
+        rmq_db_close(db);
+    else if (db->db && clock_mono_ms() - db->used_ms > UNUSED_MS)
+        close_tables(db);
+    return code;
+}
+
 void rmq_slice_release(struct rmq_slice *s)
 {
     for (size_t i = 0; i < s->n; i++)
@@ -729,5 +980,4 @@ void rmq_slice_release(struct rmq_slice *s)
     s->msgs = NULL;
     s->n = s->cap = 0;
     s->bytes = 0;
-    s->caught_up = false;
 }

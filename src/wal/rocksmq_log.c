@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +32,7 @@ enum {
 enum fragment { FRAG_ZERO, FRAG_FULL, FRAG_FIRST, FRAG_MIDDLE, FRAG_LAST };
 
 struct log_file {
-    uint64_t num;
+    uint64_t num, inode;
     int fd;
 };
 
@@ -50,21 +51,25 @@ struct rmq_logs {
 
 /* ---- crc32c -------------------------------------------------------------------------------- */
 
+static uint32_t crc_table[256];
+static pthread_once_t crc_once = PTHREAD_ONCE_INIT;
+
+static void fill_crc_table(void)
+{
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t c = i;
+
+        for (int k = 0; k < 8; k++)
+            c = c & 1 ? (c >> 1) ^ 0x82f63b78 : c >> 1;
+        crc_table[i] = c;
+    }
+}
+
 static uint32_t crc_soft(uint32_t crc, const uint8_t *p, size_t len)
 {
-    static uint32_t table[256]; /* helper threads may fill it twice, with the same values */
-
-    if (!table[1]) {
-        for (uint32_t i = 256; i-- > 0;) {
-            uint32_t c = i;
-
-            for (int k = 0; k < 8; k++)
-                c = c & 1 ? (c >> 1) ^ 0x82f63b78 : c >> 1;
-            __atomic_store_n(&table[i], c, __ATOMIC_RELEASE); /* table[1] comes second to last */
-        }
-    }
+    pthread_once(&crc_once, fill_crc_table);
     while (len-- > 0)
-        crc = (crc >> 8) ^ table[(crc ^ *p++) & 0xff];
+        crc = (crc >> 8) ^ crc_table[(crc ^ *p++) & 0xff];
     return crc;
 }
 
@@ -120,23 +125,29 @@ void rmq_logs_free(struct rmq_logs *l)
     free(l);
 }
 
-static struct log_file *find(const struct rmq_logs *l, uint64_t num)
+/* The inode too: after a wipe of the folder numbers begin again. */
+static const struct log_file *find(const struct rmq_logs *l, uint64_t num, uint64_t inode)
 {
     for (size_t i = 0; i < l->n; i++) {
-        if (l->files[i].num == num)
-            return (struct log_file *)&l->files[i];
+        if (l->files[i].num == num && l->files[i].inode == inode)
+            return &l->files[i];
     }
     return NULL;
 }
 
-bool rmq_logs_has(const struct rmq_logs *l, uint64_t file)
+bool rmq_logs_has(const struct rmq_logs *l, struct rmq_log_pos pos)
 {
-    return file != 0 && find(l, file);
+    return find(l, pos.file, pos.inode) != NULL;
+}
+
+static struct rmq_log_pos begin_of(const struct log_file *f)
+{
+    return (struct rmq_log_pos){.file = f->num, .inode = f->inode};
 }
 
 struct rmq_log_pos rmq_logs_begin(const struct rmq_logs *l)
 {
-    return (struct rmq_log_pos){.file = l->n ? l->files[0].num : 0};
+    return l->n ? begin_of(&l->files[0]) : (struct rmq_log_pos){0};
 }
 
 static void drop_file(struct rmq_logs *l, size_t i)
@@ -146,19 +157,20 @@ static void drop_file(struct rmq_logs *l, size_t i)
     memmove(&l->files[i], &l->files[i + 1], (l->n - i) * sizeof(l->files[0]));
 }
 
-static void insert_file(struct rmq_logs *l, uint64_t num, int fd)
+static void insert_file(struct rmq_logs *l, struct log_file f)
 {
     size_t i = l->n++;
 
-    for (; i > 0 && l->files[i - 1].num > num; i--)
+    for (; i > 0 && l->files[i - 1].num > f.num; i--)
         l->files[i] = l->files[i - 1];
-    l->files[i] = (struct log_file){num, fd};
+    l->files[i] = f;
 }
 
 static int open_file(struct rmq_logs *l, int dir, const char *name, uint64_t num, bool *ret_vanished,
                      struct err *err)
 {
     int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
+    struct stat st;
 
     if (fd < 0 && errno == ENOENT) {
         *ret_vanished = true;
@@ -167,55 +179,61 @@ static int open_file(struct rmq_logs *l, int dir, const char *name, uint64_t num
     if (fd < 0)
         return err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s/%s: %s", l->path, name,
                        strerror(errno));
-    insert_file(l, num, fd);
+    if (l->n == FILES_MAX || fstat(fd, &st) < 0) {
+        close(fd);
+        return err_set(err, ERR_LIMIT, ERRC_RETRY, "rocksmq %s: too many log files", l->path);
+    }
+    insert_file(l, (struct log_file){num, st.st_ino, fd});
     return 0;
 }
 
-/* Opens what is new and marks in seen what is there. */
-static int scan_folder(struct rmq_logs *l, DIR *d, uint64_t *seen, size_t *n_seen, bool *ret_vanished,
-                       struct err *err)
+/* Closes the files that are not among the n there. */
+static void close_others(struct rmq_logs *l, const struct log_file *there, size_t n, bool *ret_vanished)
 {
-    struct dirent *e;
-    int code = 0;
+    for (size_t i = l->n; i-- > 0;) {
+        size_t k = 0;
 
-    while (!code && (e = readdir(d))) {
-        char *end;
-        uint64_t num = strtoull(e->d_name, &end, 10);
-
-        if (end == e->d_name || strcmp(end, ".log") != 0 || num == 0)
+        while (k < n && (there[k].num != l->files[i].num || there[k].inode != l->files[i].inode))
+            k++;
+        if (k < n)
             continue;
-        if (*n_seen == FILES_MAX || (!find(l, num) && l->n == FILES_MAX))
-            return err_set(err, ERR_LIMIT, ERRC_RETRY, "rocksmq %s: more than %d log files",
-                           l->path, FILES_MAX);
-        seen[(*n_seen)++] = num;
-        if (!find(l, num))
-            code = open_file(l, dirfd(d), e->d_name, num, ret_vanished, err);
+        drop_file(l, i);
+        *ret_vanished = true;
     }
-    return code;
+}
+
+static uint64_t log_number(const char *name)
+{
+    char *end;
+    uint64_t num = strtoull(name, &end, 10);
+
+    return end != name && strcmp(end, ".log") == 0 ? num : 0;
 }
 
 int rmq_logs_list(struct rmq_logs *l, bool *ret_vanished, struct err *err)
 {
-    uint64_t seen[FILES_MAX];
-    size_t n_seen = 0;
+    struct log_file there[FILES_MAX];
+    size_t n = 0;
     DIR *d = opendir(l->path);
-    int code;
+    struct dirent *e;
+    int code = 0;
 
     if (!d)
         return err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s: %s", l->path,
                        strerror(errno));
-    code = scan_folder(l, d, seen, &n_seen, ret_vanished, err);
-    closedir(d);
-    for (size_t i = l->n; !code && i-- > 0;) {
-        size_t k = 0;
-
-        while (k < n_seen && seen[k] != l->files[i].num)
-            k++;
-        if (k == n_seen) {
-            drop_file(l, i);
-            *ret_vanished = true;
-        }
+    while ((e = readdir(d)) && n < FILES_MAX) {
+        there[n] = (struct log_file){.num = log_number(e->d_name), .inode = e->d_ino};
+        n += there[n].num != 0;
     }
+    close_others(l, there, n, ret_vanished);
+    for (size_t i = 0; !code && i < n; i++) {
+        char name[32];
+
+        snprintf(name, sizeof(name), "%06" PRIu64 ".log", there[i].num);
+        if (!find(l, there[i].num, there[i].inode))
+            code = open_file(l, dirfd(d), name, there[i].num, ret_vanished, err);
+    }
+    closedir(d);
     return code;
 }
 
@@ -376,7 +394,7 @@ static void trim_record(struct rmq_logs *l)
 int rmq_logs_next(struct rmq_logs *l, struct rmq_log_pos *pos, const uint8_t **ret_data, size_t *ret_len,
                   struct err *err)
 {
-    const struct log_file *f = find(l, pos->file);
+    const struct log_file *f = find(l, pos->file, pos->inode);
 
     trim_record(l);
     *ret_data = NULL;
@@ -390,7 +408,7 @@ int rmq_logs_next(struct rmq_logs *l, struct rmq_log_pos *pos, const uint8_t **r
         if (f && some)
             return damaged(l, pos->file, pos->offset, "half a record at the end", err);
         if (f)
-            *pos = (struct rmq_log_pos){.file = f->num};
+            *pos = begin_of(f);
     }
     l->win_file = 0; /* more may be written to the same place */
     return 0;

@@ -23,7 +23,7 @@
 
 /* The start of the next record. file 0: none. */
 struct rmq_log_pos {
-    uint64_t file, offset;
+    uint64_t file, inode, offset;
 };
 
 struct rmq_logs;
@@ -36,7 +36,7 @@ void rmq_logs_free(struct rmq_logs *l);
 /* Looks which files exist, opens the new ones and closes those that are gone; then *ret_vanished is set
  * true (else untouched). */
 int rmq_logs_list(struct rmq_logs *l, bool *ret_vanished, struct err *err);
-bool rmq_logs_has(const struct rmq_logs *l, uint64_t file);
+bool rmq_logs_has(const struct rmq_logs *l, struct rmq_log_pos pos);
 /* The begin of the oldest file; file 0 when there is none. */
 struct rmq_log_pos rmq_logs_begin(const struct rmq_logs *l);
 

@@ -1,8 +1,8 @@
 /*
  * h2peer.h - an HTTP/2 server in the test's own loop whose misbehaviour is scripted by the path.
  *
- *   /p/Echo        answers with the request's message        /p/Bidi      echoes each message at once
- *   /p/Size        answers with size (8) and crc (4)         /p/Hang      never answers
+ *   /p/Echo   answers with the request's message     /p/Bidi   echoes each message at once
+ *   /p/Size   answers with size (8) and crc (4)      /p/Hang   never answers
  *   other paths    peer_on_request() in the test decides, at HEADERS and again at END_STREAM
  *
  * Included by one test file only.

@@ -615,6 +615,22 @@ static void a_collection_waits_for_the_name_of_its_database(void **state)
     catalog_close(c);
 }
 
+/* DropDatabase removes its key at once; the collections in it stay "dropping" until the data is collected. */
+static void a_dropped_collection_needs_no_database(void **state)
+{
+    struct coll a = {.id = 95, .db = 96, .name = "a", .state = 2};
+    struct log log;
+    struct catalog *c;
+
+    (void)state;
+    put_coll(&a);
+    c = open_ready(&log);
+    assert_int_equal(sync_now(c).code, 0);
+    assert_non_null(get(c, 95));
+    assert_int_equal(get(c, 95)->state, SRC_DROPPING);
+    catalog_close(c);
+}
+
 static void an_unreadable_value_is_never_taken_for_absence(void **state)
 {
     struct coll a = {.id = 100, .db = 1, .name = "a"}, b = {.id = 101, .db = 1, .name = "b"},
@@ -936,6 +952,7 @@ int main(void)
         TEST(the_old_layout_is_the_default_database),
         TEST(databases_come_and_go),
         TEST(a_collection_waits_for_the_name_of_its_database),
+        TEST(a_dropped_collection_needs_no_database),
         TEST(an_unreadable_value_is_never_taken_for_absence),
         TEST(a_sync_sees_what_was_written_before),
         TEST(many_collections_come_in_pages),
