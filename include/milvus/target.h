@@ -15,7 +15,7 @@ struct target_options {
     const char *uri;      /* http://host:port or https://host:port */
     const char *token;    /* "user:password" or an API key; NULL or "": no authorization header */
     unsigned connect_timeout_ms;
-    /* dial_config; NULL: none */
+    /* dial_config; NULL: none. TLS is used for https, and whenever ca_path or cert_path is given. */
     const char *tls_server_name, *ca_path, *cert_path, *key_path;
     bool ignore_partition; /* partitions are not created or dropped */
 };
@@ -43,6 +43,10 @@ void target_close(struct sink *s);
 /* Why the target cannot be reached now, or NULL. Borrowed. */
 const char *target_trouble(struct sink *s);
 
-/* Milvus Status (code, old error_code, reason) to err; 0 when it is a success. target.md 1.1. */
+/*
+ * Milvus Status (code, old error_code, reason) to err; 0 when it is a success. target.md 1.1.
+ * ERR_INTERNAL (RETRY) is code 65535 and any code not known here: only the text tells, so the caller counts and
+ * asks a human after some.
+ */
 int target_status_err(int32_t code, int32_t old_code, const char *reason, const char *context, struct err *err);
 #endif

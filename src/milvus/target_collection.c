@@ -173,14 +173,39 @@ static bool create_next_partition(struct ensure *e)
     return true;
 }
 
+static void retry_partition(struct sink_call *c)
+{
+    struct ensure *e = ensure_of(c);
+
+    if (!create_next_partition(e))
+        show_partitions(c);
+}
+
+/* The target looks the collection up at its own time: not found until its clock has passed the create time, which is
+ * the source's. Seen on 2.3.5, whose TSO lags the wall clock by some ms. */
+static void partition_refused(struct ensure *e, const struct answer *a)
+{
+    struct err err = a->err;
+
+    if (!a->milvus_code || !strstr(err.text, "not found")) {
+        ensure_fail(&e->call, &err);
+        return;
+    }
+    if (ensure_again(e, retry_partition))
+        return;
+    err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "%s. Is the target's clock behind the source's?", a->err.text);
+    ensure_fail(&e->call, &err);
+}
+
 static void on_partition_created(struct sink_call *c, const struct answer *a)
 {
     struct ensure *e = ensure_of(c);
 
     if (!a->ok) {
-        ensure_fail(c, &a->err);
+        partition_refused(e, a);
         return;
     }
+    e->tries = 0;
     log_info("target", "partition created", KS("target", c->target->address), KS("collection", c->object),
              KS("partition", e->partitions[e->next]));
     e->next++;

@@ -15,7 +15,7 @@ static const struct rule rules[] = {
     {2, ERR_UNAVAILABLE, ERRC_RETRY, ""},
     {3, ERR_LIMIT, ERRC_RETRY, "memory limit of the target: give it more memory or release collections there"},
     {4, ERR_LIMIT, ERRC_RETRY, ""},
-    {7, ERR_LIMIT, ERRC_RETRY, "disk quota of the target: raise quotaAndLimits.limitWriting.diskProtection or free space"},
+    {7, ERR_LIMIT, ERRC_RETRY, "disk quota of the target: raise its quotaAndLimits...diskProtection or free space"},
     {8, ERR_LIMIT, ERRC_RETRY, ""},
     {9, ERR_LIMIT, ERRC_RETRY, "a quota of the target denies writes: look at its quotaAndLimits"},
     {MERR_UNIMPLEMENTED, ERR_UNSUPPORTED, ERRC_USER, "this version of the target does not offer it"},

@@ -953,23 +953,25 @@ int rmq_db_poll(struct rmq_db *db, struct rmq_part *parts, size_t n, struct rmq_
                 struct err *err)
 {
     struct work *works = n ? xcalloc(n, sizeof(*works)) : NULL;
+    struct err failed; /* also of single parts on the way */
     int code;
 
     for (size_t i = 0; i < n; i++)
         init_work(&works[i], &parts[i]);
-    code = refresh(db, parts, n, n_ends, err);
+    code = refresh(db, parts, n, n_ends, &failed);
     if (!code)
-        code = answer_ends(db, ends, n_ends, err);
+        code = answer_ends(db, ends, n_ends, &failed);
     if (!code)
-        code = read_parts(db, works, n, err);
+        code = read_parts(db, works, n, &failed);
     for (size_t i = 0; i < n; i++)
         free(works[i].small);
     free(works);
-    if (code)
-        rmq_db_close(db);
-    else if (db->db && clock_mono_ms() - db->used_ms > UNUSED_MS)
+    if (!code && db->db && clock_mono_ms() - db->used_ms > UNUSED_MS)
         close_tables(db);
-    return code;
+    if (!code)
+        return 0;
+    rmq_db_close(db);
+    return err_copy(err, &failed);
 }
 
 void rmq_slice_release(struct rmq_slice *s)

@@ -14,6 +14,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "scripts" / "lib")]
 
 from pymilvus import db, utility  # noqa: E402
 from pymilvus.exceptions import MilvusException  # noqa: E402
+from pymilvus.grpc_gen import common_pb2, milvus_pb2  # noqa: E402
 
 import servers  # noqa: E402
 from compare import Side, wait_equal  # noqa: E402
@@ -65,11 +66,12 @@ class Lab:
     """What a test works with. Names of collections begin with a prefix of its own."""
 
     def __init__(self, pair, name):
+        name = re.sub(r"\W+", "_", name).strip("_")
         self.pair, self.folder = pair, FOLDER / "tests" / name
         pair.revive()
         self.source = Side("source", pair.source.address)
         self.target = Side("target", pair.target.address)
-        self.prefix = re.sub(r"\W", "_", name)[:40] + f"_{random.SystemRandom().randrange(16**4):04x}"
+        self.prefix = name[:40] + f"_{random.SystemRandom().randrange(16**4):04x}"
         self.rnd = random.Random(f"{SEED}/{name}")
         self.cdcs, self.databases, self.made = [], [], []
 
@@ -112,8 +114,7 @@ class Lab:
 
     def close(self):
         problems = [p for c in self.cdcs for p in close_cdc(c)]
-        for side in (self.source, self.target):
-            drop_all(side, self.prefix, self.made, self.databases)
+        drop_all(self)
         assert not problems, "\n".join(problems)
 
 
@@ -136,18 +137,32 @@ def close_cdc(cdc):
     return problems
 
 
-def drop_all(side, prefix, made, databases):
+def drop_all(lab):
     """Best effort: leftovers cost memory, nothing else."""
-    try:
-        for database in {d for d, _ in made} | set(databases) | {"default"}:
-            using = side.alias(database)
-            for name in utility.list_collections(using=using, timeout=20):
-                if name.startswith(prefix):
-                    utility.drop_collection(name, using=using, timeout=20)
-        for database in databases:
-            db.drop_database(database, using=side.alias(), timeout=20)
-    except MilvusException:
-        pass
+    for side, drop in ((lab.source, drop_on_source), (lab.target, drop_on_standby)):
+        try:
+            for database in {d for d, _ in lab.made} | set(lab.databases) | {"default"}:
+                for name in side.collections(database) if database in side.databases() else []:
+                    if name.startswith(lab.prefix):
+                        drop(side, name, database)
+            if side is lab.source:
+                for database in lab.databases:
+                    db.drop_database(database, using=side.alias(), timeout=20)
+        except MilvusException as e:
+            print(f"cleaning up the {side.name}: {e}")
+
+
+def drop_on_source(side, name, database):
+    utility.drop_collection(name, using=side.alias(database), timeout=20)
+
+
+def drop_on_standby(side, name, database):
+    """As a replicator does it: a plain drop would try for ever to write to the log, which a standby may not."""
+    info = common_pb2.ReplicateInfo(isReplicate=True, msgTimestamp=int(time.time() * 1000) << 18)
+    request = milvus_pb2.DropCollectionRequest(base=common_pb2.MsgBase(replicateInfo=info), db_name=database,
+                                               collection_name=name)
+    side.handler(database).release_collection(name, timeout=20)
+    side.handler(database)._stub.DropCollection(request, timeout=20)
 
 
 @pytest.fixture

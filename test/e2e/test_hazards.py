@@ -2,6 +2,7 @@
 import time
 
 import pytest
+from pymilvus import db
 from pymilvus.grpc_gen import milvus_pb2
 
 from servers import ApiError, wait_for
@@ -243,3 +244,16 @@ def test_delete_of_a_task_is_quick_and_idle_daemon_is_idle(lab, cdc):
     before, began = cpu(), time.monotonic()
     time.sleep(5)
     assert (cpu() - before) / (time.monotonic() - began) < 0.2  # with sanitizers; the bench has the real figure
+
+
+def test_database_dropped_before_its_collections_are_gone(lab, cdc):
+    """For half an hour etcd has collections in state Dropping whose database has no name any more."""
+    name = lab.database("gone")
+    t = lab.table("a", database=name, loaded=False)
+    t.drop()
+    db.drop_database(name, using=lab.source.alias())
+    lab.databases.remove(name)
+    task = lab.create(cdc, {"*": [{"name": "*"}]})
+    other = lab.table("b")
+    other.put(5)
+    lab.equal(cdc, task, [other])

@@ -25,7 +25,7 @@
 
 #include <cmocka.h>
 
-enum { DEADLINE_MS = 10000, IDS_MAX = 8192 };
+enum { DEADLINE_MS = 30000, IDS_MAX = 8192 };
 
 /* ---- the primary --------------------------------------------------------------------------- */
 
@@ -153,7 +153,7 @@ struct reader {
 static void on_guard(void *arg)
 {
     (void)arg;
-    fprintf(stderr, "timeout\n"); fail_msg("condition did not come");
+    fail_msg("condition did not come");
 }
 
 #define WAIT(w, cond)                                                                             \
@@ -327,7 +327,6 @@ static struct end_result ask_end(struct world *w, const char *topic)
     w->port->ops->end(w->port, topic, on_end, &e);
     assert_int_equal(e.calls, 0);
     WAIT(w, e.calls);
-    if (e.err.code) fprintf(stderr, "end: %s\n", e.err.text);
     assert_int_equal(e.calls, 1);
     return e;
 }
@@ -741,6 +740,133 @@ static void flush_compaction_and_restart_of_the_primary(void **state)
     free_reader(t);
 }
 
+/* Writers of several topics may be merged into one record, with whatever else they do. */
+static void one_record_holds_many_things(void **state)
+{
+    struct world *w = *state;
+    rocksdb_writebatch_t *b = rocksdb_writebatch_create();
+    rocksdb_column_family_handle_t **cf;
+    struct reader *t, *u;
+    char *err = NULL;
+
+    start_primary(w);
+    cf = w->prim.cf;
+    t = open_earliest(w, "t");
+    u = open_earliest(w, "u");
+    WAIT(w, t->at_end && u->at_end);
+    rocksdb_writebatch_put_cf(b, cf[1], "t/1001", 6, "{}", 2);
+    rocksdb_writebatch_put_cf(b, cf[0], "t/1001", 6, "t#1001", 6);
+    rocksdb_writebatch_put_log_data(b, "note", 4);
+    rocksdb_writebatch_put(b, "u/1002", 6, "u#1002", 6);
+    rocksdb_writebatch_delete(b, "t/5", 3);
+    rocksdb_writebatch_delete_cf(b, cf[1], "t/5", 3);
+    rocksdb_writebatch_delete_range(b, "t/1", 3, "t/9", 3);
+    rocksdb_writebatch_delete_range_cf(b, cf[1], "t/1", 3, "t/9", 3);
+    rocksdb_writebatch_put(b, "t1/1003", 7, "-", 1);
+    rocksdb_writebatch_put(b, "t/x1003", 7, "-", 1);
+    rocksdb_writebatch_put(b, "t", 1, "-", 1);
+    rocksdb_writebatch_put(b, "t/1004", 6, "t#1004", 6);
+    rocksdb_writebatch_put(b, "u/1005", 6, "u#1005", 6);
+    rocksdb_write(w->prim.db, w->prim.wo, b, &err);
+    must_rocks(err);
+    rocksdb_writebatch_destroy(b);
+    WAIT(w, t->n == 2 && u->n == 2);
+    ASSERT_IDS(t, 1001, 1004);
+    ASSERT_IDS(u, 1002, 1005);
+    free_reader(t);
+    free_reader(u);
+}
+
+/* Sizes around the blocks of 32 KiB with their headers of 7 bytes. */
+static void records_of_all_sizes_and_places(void **state)
+{
+    struct world *w = *state;
+    struct reader *t;
+    uint64_t id = 1000;
+
+    start_primary(w);
+    t = open_earliest(w, "t");
+    for (size_t i = 0; i < 400; i++)
+        put_size(&w->prim, "t", id++, (i * 331 + i % 7) % 33000);
+    for (size_t i = 0; i < 40; i++)
+        put_size(&w->prim, "t", id++, 32768 * (i % 3 + 1) - 60 - i);
+    WAIT(w, t->n == 440);
+    for (size_t i = 0; i < t->n; i++)
+        assert_int_equal(t->ids[i], 1000 + i);
+    assert_int_equal(t->troubles, 0);
+    free_reader(t);
+}
+
+static void a_paused_reader_goes_on_from_the_tables(void **state)
+{
+    struct world *w = *state;
+    struct reader *t;
+
+    start_primary(w);
+    for (uint64_t id = 101; id <= 400; id++)
+        put(&w->prim, "t", id);
+    t = open_at(w, "t", 120);
+    t->pause_after = 1;
+    WAIT(w, t->n == 256);
+    for (uint64_t id = 401; id <= 500; id++)
+        put(&w->prim, "t", id);
+    delete_range(&w->prim, "t", 101, 375);
+    flush_and_compact(&w->prim);
+    for (uint64_t id = 501; id <= 510; id++)
+        put(&w->prim, "t", id);
+    t->pause_after = 0;
+    w->port->ops->resume(t->r);
+    WAIT(w, t->n == 391);
+    for (size_t i = 0; i < t->n; i++)
+        assert_int_equal(t->ids[i], 120 + i);
+    assert_int_equal(t->troubles, 0);
+    free_reader(t);
+}
+
+static void append_to_newest_log(const char *dir, const void *data, size_t len)
+{
+    char *cmd = xasprintf("ls %s/*.log | tail -1", dir);
+    FILE *ls = popen(cmd, "r"), *f;
+    char name[300] = "";
+
+    assert_non_null(fgets(name, sizeof(name), ls));
+    name[strcspn(name, "\n")] = '\0';
+    pclose(ls);
+    f = fopen(name, "a");
+    assert_non_null(f);
+    assert_int_equal(fwrite(data, 1, len, f), len);
+    fclose(f);
+    free(cmd);
+}
+
+/* A crash of the source leaves half a record; its next start makes tables of the log and removes it. */
+static void a_torn_log_is_waited_out(void **state)
+{
+    static const uint8_t bad[] = {1, 2, 3, 4, 3, 0, 1, 'x', 'y', 'z'};
+    struct world *w = *state;
+    struct reader *t;
+
+    start_primary(w);
+    put(&w->prim, "t", 101);
+    t = open_earliest(w, "t");
+    WAIT(w, t->n == 1);
+    put(&w->prim, "t", 102);
+    primary_close(&w->prim);
+    w->has_primary = false;
+    append_to_newest_log(w->path, bad, sizeof(bad));
+    WAIT(w, t->troubles);
+    assert_int_equal(t->err.cls, ERRC_RETRY);
+    assert_non_null(strstr(t->err.text, "checksum"));
+    assert_int_equal(t->n, 2);
+    start_primary(w);
+    put(&w->prim, "t", 103);
+    WAIT(w, t->n == 3);
+    ASSERT_IDS(t, 101, 102, 103);
+    assert_int_equal(t->troubles, 1);
+    assert_int_equal(t->overs, 1);
+    free_reader(t);
+}
+
 static void streaming_service_is_refused(void **state)
 {
     static const uint8_t magic[] = {0xff, 0xfe, 0xfd, 0xfc, 'S', 'T', 'R', 'E', 'A', 'M', 1, 2};
@@ -937,6 +1063,10 @@ int main(int argc, char **argv)
         TEST(a_path_that_comes_later_is_waited_for),
         TEST(another_folder_at_the_same_path),
         TEST(flush_compaction_and_restart_of_the_primary),
+        TEST(one_record_holds_many_things),
+        TEST(records_of_all_sizes_and_places),
+        TEST(a_paused_reader_goes_on_from_the_tables),
+        TEST(a_torn_log_is_waited_out),
         TEST(streaming_service_is_refused),
         TEST(an_empty_topic_name_works),
         TEST(buffers_can_be_kept),
@@ -947,6 +1077,6 @@ int main(int argc, char **argv)
 
     if (argc == 4 && strcmp(argv[1], "--writer") == 0)
         return writer_main(argv[2], atoi(argv[3]));
-    cmocka_set_test_filter(getenv("TEST"));
+    cmocka_set_test_filter(getenv("TEST")); /* a pattern, to run some of them */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,7 +13,10 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "milvus/catalog_priv.h"
 #include "milvus/target_priv.h"
+
+#include "meta.pb-c.h"
 
 #include "h2peer.h"
 
@@ -319,7 +322,7 @@ static void test_vchannel_names(void **state)
         size_t number;
     } table[] = {{"by-dev-rootcoord-dml_4_446085283431948311v0", 22, 446085283431948311, 0},
                  {"a_1v12", 1, 1, 12},
-                 {"persistent://t/n/x-dml_10_9223372036854775807v3", 23, INT64_MAX, 3},
+                 {"persistent://t/n/x-dml_10_9223372036854775807v3", 25, INT64_MAX, 3},
                  {"v_v_1_2v3", 5, 2, 3},
                  {"", 0, 0, 0},
                  {"by-dev-rootcoord-dml_4", 0, 0, 0},
@@ -614,6 +617,12 @@ static struct {
     char last_auth[64], last_db[64];
 } fx;
 
+struct ssl_st *peer_tls_accept(struct ssl_ctx_st *ctx)
+{
+    (void)ctx;
+    abort(); /* the peer here has no TLS */
+}
+
 static bool expected(const struct peer_stream *s)
 {
     const char *method = strrchr(s->path, '/') + 1;
@@ -791,6 +800,42 @@ static struct outcome find_collection(void)
     return o;
 }
 
+/* A collection of the source with partition p1, made where it is missing. */
+static struct outcome make_collection(void)
+{
+    static char *v[] = {(char *)"s_1_5v0"}, *p[] = {(char *)"s_1"};
+    Pb__CollectionInfo m = PB__COLLECTION_INFO__INIT;
+    struct src_partition parts[] = {{.name = pb_str("_default"), .state = SRC_ALIVE},
+                                    {.name = pb_str("p1"), .state = SRC_ALIVE},
+                                    {.name = pb_str("p2"), .state = SRC_DROPPING}};
+    struct cat_collection cat = {0};
+    struct outcome o = {0};
+    struct schema s;
+    uint8_t schema[1000], value[2000];
+    const char *why;
+
+    schema_init(&s);
+    for (size_t i = 0; i < s.m.n_fields; i++)
+        s.fields[i].field_id = 100 + (int64_t)i;
+    m.schema.data = schema;
+    m.schema.len = pb__collection_schema__pack(&s.m, schema);
+    m.id = 5;
+    m.create_time = 1000;
+    m.n_virtual_channel_names = m.n_physical_channel_names = 1;
+    m.virtual_channel_names = v;
+    m.physical_channel_names = p;
+    cat.info = cat_info_parse(value, pb__collection_info__pack(&m, value), 5, &why);
+    assert_non_null(cat.info);
+    cat.pub = (struct src_collection){.id = 5, .db_name = pb_str("default"), .name = cat.info->name, .create_tt = 1000,
+                                      .shards = cat.info->shards, .n_shards = 1, .partitions = parts,
+                                      .n_partitions = 3, .impl = &cat};
+    fx.sink->ops->ensure_collection(fx.sink, &cat.pub, "tdb", "c1", true, on_collection, &o);
+    cat_info_free(cat.info); /* the sink keeps what it needs */
+    memset(&cat, 0xee, sizeof(cat));
+    wait_for(&o);
+    return o;
+}
+
 static struct outcome replicate(void)
 {
     struct evbuffer *msgs = evbuffer_new();
@@ -850,6 +895,81 @@ static void test_doubtful_descriptions_are_not_used(void **state)
     script_status("DescribeCollection", false, 0, ""); /* success without content */
     o = find_collection();
     assert_true(o.failed && o.err.code == ERR_PROTO && o.err.cls == ERRC_RETRY);
+}
+
+static void script_databases(void)
+{
+    Pb__ListDatabasesResponse m = PB__LIST_DATABASES_RESPONSE__INIT;
+    char *names[] = {pb_str("default"), pb_str("tdb")};
+
+    m.n_db_names = 2;
+    m.db_names = names;
+    script("ListDatabases", &m.base);
+}
+
+static void test_what_was_just_made_may_not_be_seen_at_once(void **state)
+{
+    struct outcome o;
+
+    (void)state;
+    script_status("DescribeCollection", false, 100, "collection not found");
+    script_databases();
+    script_status("CreateCollection", true, 0, "");
+    script_status("DescribeCollection", false, 100, "collection not found");
+    script_status("DescribeCollection", false, 100, "collection not found");
+    script_description("c1", "d_1_7v0");
+    script_partitions(NULL, 1);
+    script_status("CreatePartition", true, 0, "");
+    script_partitions(NULL, 1);
+    script_partitions("p1", 2);
+    o = make_collection();
+    if (o.failed)
+        fail_msg("%s", o.err.text);
+    assert_int_equal(o.n_partitions, 2);
+}
+
+static void test_a_partition_that_stays_unseen_is_an_error(void **state)
+{
+    struct outcome o;
+
+    (void)state;
+    script_description("c1", "d_1_7v0");
+    script_partitions(NULL, 1);
+    script_status("CreatePartition", true, 0, "");
+    for (int i = 0; i < 11; i++)
+        script_partitions(NULL, 1);
+    o = make_collection();
+    assert_true(o.failed && o.err.cls == ERRC_RETRY);
+    assert_non_null(strstr(o.err.text, "p1"));
+}
+
+static void test_a_clock_far_behind_is_an_error_of_its_own(void **state)
+{
+    struct outcome o;
+
+    (void)state;
+    script_description("c1", "d_1_7v0");
+    script_partitions(NULL, 1);
+    for (int i = 0; i < 11; i++)
+        script_status("CreatePartition", true, 65535, "key not found[key=x]: collection not found[collection=7]");
+    o = make_collection();
+    assert_true(o.failed && o.err.cls == ERRC_RETRY);
+    assert_non_null(strstr(o.err.text, "clock"));
+}
+
+/* Somebody else made it between our question and our request: compared like any other. */
+static void test_made_by_somebody_else_is_compared(void **state)
+{
+    struct outcome o;
+
+    (void)state;
+    script_status("DescribeCollection", false, 800, "database not found");
+    script_databases();
+    script_status("CreateCollection", true, 65535, "create duplicate collection with different parameters, collection: c1");
+    script_description("c1", "d_1_7v0");
+    script_partitions("p1", 2);
+    o = make_collection();
+    assert_false(o.failed);
 }
 
 static void test_replicate_sends_the_request_as_it_is(void **state)
@@ -1044,6 +1164,10 @@ int main(void)
         cmocka_unit_test(test_cut_requests_are_refused),
         on_peer(test_a_collection_is_described),
         on_peer(test_doubtful_descriptions_are_not_used),
+        on_peer(test_what_was_just_made_may_not_be_seen_at_once),
+        on_peer(test_a_partition_that_stays_unseen_is_an_error),
+        on_peer(test_a_clock_far_behind_is_an_error_of_its_own),
+        on_peer(test_made_by_somebody_else_is_compared),
         on_peer(test_replicate_sends_the_request_as_it_is),
         on_peer(test_doubt_unless_certainly_refused),
         on_peer(test_garbage_for_an_answer_is_doubt),

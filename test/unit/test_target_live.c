@@ -762,6 +762,38 @@ static void test_collection_is_made_once(void **state)
     source_release(&s);
 }
 
+/*
+ * The target looks a collection up at its own time when it makes a partition: "collection not found" until its clock
+ * has passed the source's create time.  Clocks of two clusters differ, and a TSO lags some ms.
+ */
+static void test_a_source_whose_clock_is_ahead(void **state)
+{
+    struct outcome o = {0};
+    struct source s;
+    const char *name = unique("ahead");
+
+    (void)state;
+    source_init(&s, name, basic, N_BASIC, false);
+    s.cat.pub.create_tt = now_tt() + tt_from_ms(1000);
+    source_partition(&s, "p1", SRC_ALIVE);
+    ensure(&o, &s, "default", name, true);
+    assert_ok(&o);
+    assert_true(partition_id(&o, "p1") != 0);
+    drop(&o, "default", name);
+    assert_ok(&o);
+    /* a drop needs no such wait */
+    s.cat.pub.create_tt = now_tt() + tt_from_ms(60000);
+    s.cat.pub.n_partitions = 1;
+    ensure(&o, &s, "default", name, true);
+    assert_ok(&o);
+    drop(&o, "default", name);
+    assert_ok(&o);
+    ensure(&o, &s, "default", name, false);
+    assert_err(&o, ERR_NOT_FOUND, ERRC_USER, name);
+    outcome_clear(&o);
+    source_release(&s);
+}
+
 static void test_database_is_made_where_missing(void **state)
 {
     struct outcome o = {0};
@@ -1200,6 +1232,7 @@ int main(void)
         cmocka_unit_test(test_probe_names_the_address_that_does_not_answer),
         cmocka_unit_test(test_probe_cancelled_says_nothing),
         cmocka_unit_test(test_collection_is_made_once),
+        cmocka_unit_test(test_a_source_whose_clock_is_ahead),
         cmocka_unit_test(test_database_is_made_where_missing),
         cmocka_unit_test(test_partition_key_keeps_its_partitions),
         cmocka_unit_test(test_another_schema_is_refused),
