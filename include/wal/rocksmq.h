@@ -1,17 +1,21 @@
 /*
- * rocksmq.h - the WAL port on RocksMQ: a secondary RocksDB instance on the files of a running Milvus.
+ * rocksmq.h - the WAL port on RocksMQ, read from the files of a running Milvus.
  *
- * One port per rocksmq.path, one helper thread (xthread) for all its readers. Each poll is one job: catch up
- * with the primary, then read a bounded slice for every reader that is not paused. The loop decides when:
- * at once while data flows, then when inotify tells that Milvus wrote to its log, and every second to be sure;
- * where inotify does not work, at 2 ms growing to 50 ms. Nothing is polled while no reader wants data.
+ * What is flushed is read through a secondary RocksDB instance, what is not from RocksDB's write-ahead log
+ * files; so no second copy of Milvus's write buffers (up to 128 MiB) is held in memory. Milvus notices nothing.
  *
- * Memory: up to 8 MiB cache, 4 MiB of slices on their way, and a copy of what Milvus has not yet flushed
- * (at most its two write buffers of 64 MiB).
- * Readers: on_batch comes with n = 0 once when the topic is empty or not there (caught_up).
- * Errors: LOST (ERR_GONE) start position or last message removed by retention; USER (ERR_UNSUPPORTED) the
- * source is a Milvus 2.6 with its streaming service; RETRY for all else, told after it lasted one second.
- * Facts: shared/reference/source.md 7.4.   Thread  loop thread only.
+ * One port per rocksmq.path, one helper thread (xthread) for all its readers. Each poll is one job: look for
+ * log files, then read a bounded slice for every reader that is not paused. The loop decides when: at once
+ * while data flows, then 2 ms after inotify tells that Milvus wrote to its log, and every second to be sure;
+ * where inotify does not work, at 2 ms growing to 50 ms. Nothing is polled while no reader wants data, and
+ * after 10 s of that all files are closed, as they hold the disk space of what Milvus deletes.
+ *
+ * on_batch   n = 0 with caught_up is possible: the end was reached, or the topic is empty or not there.
+ * Memory     some 20 MiB with RocksDB's own; of it 4 MiB slices on their way and 4 MiB cache.
+ * Errors     LOST (ERR_GONE): start position or last message was removed by retention. USER
+ *            (ERR_UNSUPPORTED): the source is a Milvus 2.6 with its streaming service. RETRY for all else,
+ *            told after it lasted one second.
+ * Facts      shared/reference/source.md 7.4.   Thread  loop thread only.
  */
 #ifndef WAL_ROCKSMQ_H
 #define WAL_ROCKSMQ_H

@@ -288,6 +288,7 @@ class Cdc(Process):
         self.config_path = self.dir / "cdc.yaml"
         self.config = {
             "address": f"127.0.0.1:{self.port}",
+            "logLevel": os.environ.get("CDC_LOG", "info"),
             "registry": {"type": "sqlite", "path": str(self.dir / "cdc.db")},
             "sourceConfig": {
                 "etcd": {"address": [source.etcd], "rootPath": source.root_path, "metaSubPath": "meta"},

@@ -316,7 +316,7 @@ int msg_append_delete_of_insert(const struct msg_head *head, struct buf *src, co
                                 size_t *ret_bytes, struct err *err)
 {
     struct pb_out front = {0};
-    struct pb_field keys;
+    struct pb_field keys = {0};
     struct evbuffer *e;
     size_t n = 0;
     int rc;

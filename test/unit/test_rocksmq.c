@@ -363,6 +363,8 @@ static void reads_one_topic_in_order_and_live(void **state)
         put(&w->prim, "dml_10", id);
         put(&w->prim, "dml_1/1", id);
         put(&w->prim, "dml_", id);
+        if (id == 105) /* the first from tables, the others from the log */
+            flush_and_compact(&w->prim);
     }
     t = open_earliest(w, "dml_1");
     WAIT(w, t->n == 10);
@@ -389,6 +391,7 @@ static void order_is_numeric_across_digit_counts(void **state)
     start_primary(w);
     for (size_t i = 0; i < N; i++)
         put(&w->prim, "t", ids[i]);
+    flush_and_compact(&w->prim);
     t = open_earliest(w, "t");
     WAIT(w, t->n >= N);
     assert_ids(t, ids, N);
@@ -404,6 +407,12 @@ static void order_is_numeric_across_digit_counts(void **state)
     assert_int_equal(t->ids[N + 1], 10000);
     assert_int_equal(t->ids[N + 2], 55000);
     assert_int_equal(ask_end(w, "t").last, 55000);
+    flush_and_compact(&w->prim);
+    assert_int_equal(ask_end(w, "t").last, 55000);
+    free_reader(t);
+    t = open_at(w, "t", 9999);
+    WAIT(w, t->n == 3);
+    ASSERT_IDS(t, 9999, 10000, 55000);
     free_reader(t);
     free_reader(at);
 }
@@ -423,6 +432,8 @@ static void order_is_numeric_at_the_next_power_of_real_ids(void **state)
     put(&w->prim, "t", p18 + 70);
     WAIT(w, t->n == 4);
     ASSERT_IDS(t, p18 - 300, p18 - 1, p18, p18 + 70);
+    assert_int_equal(ask_end(w, "t").last, p18 + 70);
+    flush_and_compact(&w->prim);
     assert_int_equal(ask_end(w, "t").last, p18 + 70);
     free_reader(t);
     t = open_earliest(w, "t");
@@ -446,6 +457,10 @@ static void end_tells_the_last_message(void **state)
     e = ask_end(w, "t");
     assert_true(e.found);
     assert_int_equal(e.last, 470676019420069999);
+    flush_and_compact(&w->prim);
+    assert_false(ask_end(w, "s").found);
+    assert_false(ask_end(w, "u").found);
+    assert_int_equal(ask_end(w, "t").last, 470676019420069999);
     put(&w->prim, "t", 470676019420070001);
     w->port->ops->end(w->port, "t", on_end, &cancelled);
     w->port->ops->end_cancel(w->port, &cancelled);
@@ -867,6 +882,33 @@ static void a_torn_log_is_waited_out(void **state)
     free_reader(t);
 }
 
+static void half_a_record_is_not_passed_over(void **state)
+{
+    struct world *w = *state;
+    char *newer = xasprintf("%s/900000.log", w->path);
+    struct reader *t;
+    FILE *f;
+
+    start_primary(w);
+    put(&w->prim, "t", 101);
+    t = open_earliest(w, "t");
+    WAIT(w, t->n == 1);
+    primary_close(&w->prim);
+    w->has_primary = false;
+    append_to_newest_log(w->path, "abc", 3);
+    f = fopen(newer, "w");
+    assert_non_null(f);
+    fclose(f);
+    WAIT(w, t->troubles);
+    assert_non_null(strstr(t->err.text, "half a record"));
+    assert_int_equal(unlink(newer), 0);
+    start_primary(w);
+    put(&w->prim, "t", 102);
+    WAIT(w, t->n == 2 && t->overs == 1);
+    free_reader(t);
+    free(newer);
+}
+
 static void streaming_service_is_refused(void **state)
 {
     static const uint8_t magic[] = {0xff, 0xfe, 0xfd, 0xfc, 'S', 'T', 'R', 'E', 'A', 'M', 1, 2};
@@ -1067,6 +1109,7 @@ int main(int argc, char **argv)
         TEST(records_of_all_sizes_and_places),
         TEST(a_paused_reader_goes_on_from_the_tables),
         TEST(a_torn_log_is_waited_out),
+        TEST(half_a_record_is_not_passed_over),
         TEST(streaming_service_is_refused),
         TEST(an_empty_topic_name_works),
         TEST(buffers_can_be_kept),
