@@ -82,17 +82,20 @@ static struct stream *shard_stream(struct repl_task *t, const char *pchannel)
     return s ? s : stream_new(t, pchannel);
 }
 
+/* Rows read carry the source's id, rows written the target's, as the Go implementation's do. */
 static void coll_metrics(struct coll *c)
 {
-    static const char *const api[] = {"insert", "delete"};
+    static const char *const op[] = {"read", "write"}, *const api[] = {"insert", "delete"};
     char id[24];
 
-    snprintf(id, sizeof(id), "%lld", (long long)c->dst_id);
     for (int i = 0; i < 2; i++)
-        c->m_rows[i] = metric_get(METRIC_COUNTER, "milvus_cdc_replicate_data_cnt", "rows",
-                                  METRIC_LABELS({"task_id", c->task->o.id}, {"collection_id", id},
-                                                {"collection_name", c->dst_name}, {"op_type", "write"},
-                                                {"api_type", api[i]}));
+        for (int k = 0; k < 2; k++) {
+            snprintf(id, sizeof(id), "%lld", (long long)(i ? c->dst_id : c->id));
+            c->m_rows[i][k] = metric_get(METRIC_COUNTER, "milvus_cdc_replicate_data_cnt", "rows",
+                                         METRIC_LABELS({"task_id", c->task->o.id}, {"collection_id", id},
+                                                       {"collection_name", i ? c->dst_name : c->name},
+                                                       {"op_type", op[i]}, {"api_type", api[k]}));
+        }
 }
 
 struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m,
@@ -519,6 +522,9 @@ static void on_ensured(void *arg, const struct err *err, const struct sink_colle
         coll_fail(c, err);
         return;
     }
+    if (c->creating)
+        task_count_call(t, "CreateCollection");
+    c->creating = false;
     if (map_shards(c, d) || check_parts(c, d))
         return;
     map_new_parts(c, t->o.catalog->ops->get(t->o.catalog, c->id), d);
@@ -563,6 +569,7 @@ static void coll_ensure(struct coll *c)
     c->reensure = false;
     c->verifying = true;
     c->may_exist |= create;
+    c->creating = create && c->state == COLL_MAPPING;
     c->verifying_gen = t->o.sink->ops->generation(t->o.sink);
     c->call = t->o.sink->ops->ensure_collection(t->o.sink, sc, c->dst_db, c->dst_name, create, on_ensured, c);
     free(shards);
@@ -746,10 +753,12 @@ static void on_dropped(void *arg, const struct err *err)
     struct coll *c = arg;
 
     c->call = NULL;
-    if (err)
+    if (err) {
         coll_fail(c, err);
-    else
-        coll_forget(c);
+        return;
+    }
+    task_count_call(c->task, "DropCollection");
+    coll_forget(c);
 }
 
 static void on_part_dropped(void *arg, const struct err *err)
@@ -761,6 +770,7 @@ static void on_part_dropped(void *arg, const struct err *err)
         coll_fail(c, err);
         return;
     }
+    task_count_call(c->task, "DropPartition");
     c->task->drops_open--;
     part_free(c, c->call_part);
     c->call_part = NULL;

@@ -24,6 +24,8 @@
 
 /* A link this close to the channel's tick holds the tick back until it has caught up. */
 #define NEAR_MS 3000
+/* A TimeTick message of 2.3.5 (source.md 5). */
+#define TICK_BYTES 17
 
 struct item *item_new(enum item_kind kind, struct link *l)
 {
@@ -175,8 +177,19 @@ bool link_has(const struct link *l, struct wal_pos pos)
     return !in_repair(l) && wal_pos_cmp(pos, l->done) <= 0;
 }
 
+static void count_read(struct link *l, const struct item *it)
+{
+    bool del = it->head.type == MSG_DELETE;
+
+    if (it->kind != ITEM_ROWS)
+        return;
+    l->m_bytes[0][del]->value += (double)it->len;
+    it->coll->m_rows[0][del]->value += (double)it->head.num_rows;
+}
+
 void link_add(struct link *l, struct item *it)
 {
+    count_read(l, it);
     it->doubt = it->ack = it->pos;
     if (l->mode == LINK_LIVE) {
         tchan_queue(l->tchan, it);
@@ -229,8 +242,8 @@ void link_on_tick(struct link *l, struct wal_pos pos, uint64_t tt)
 {
     if (tt < l->tick_read || (link_has(l, pos) && l->mode == LINK_LIVE))
         return; /* ticks may repeat; after a restart older ones are read again */
-    if (l->m_read_tt)
-        l->m_read_tt->value = (double)tt_to_ms(tt);
+    l->m_read_tt->value = (double)tt_to_ms(tt);
+    l->m_bytes[0][2]->value += TICK_BYTES;
     if (l->mode == LINK_CATCHUP) {
         catch_up(l, pos, tt);
     } else {
@@ -247,6 +260,20 @@ static struct metric *tt_metric(const struct link *l, const char *op)
     return metric_get(METRIC_GAUGE, "milvus_cdc_replicate_tt", "time of the last message, ms since 1970",
                       METRIC_LABELS({"task_id", l->stream->task->o.id}, {"vchannel_name", l->stream->channel},
                                     {"op_type", op}));
+}
+
+static void link_metrics(struct link *l)
+{
+    static const char *const op[] = {"read", "write"}, *const type[] = {"Insert", "Delete", "TimeTick"};
+
+    l->m_read_tt = tt_metric(l, "read");
+    l->m_write_tt = tt_metric(l, "write");
+    for (int i = 0; i < 2; i++)
+        for (int k = 0; k < 3; k++)
+            l->m_bytes[i][k] = metric_get(METRIC_COUNTER, "milvus_cdc_replicate_data_size", "bytes of WAL messages",
+                                          METRIC_LABELS({"task_id", l->stream->task->o.id},
+                                                        {"vchannel_name", l->stream->channel}, {"op_type", op[i]},
+                                                        {"msg_type", type[k]}));
 }
 
 /* Positions for a link that never ran: it begins where its stream is, or where the stream will begin. */
@@ -300,8 +327,7 @@ struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt
         start_at_stream(l);
     }
     begin_catchup(l);
-    l->m_read_tt = tt_metric(l, "read");
-    l->m_write_tt = tt_metric(l, "write");
+    link_metrics(l);
     LIST_INSERT_HEAD(&s->links, l, of_stream);
     tchan_attach(tc, l);
     if (in_repair(l))

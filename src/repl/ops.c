@@ -120,8 +120,7 @@ static void on_applied(void *arg, const struct err *err)
     o->call = NULL;
     (void)msg_scan(STAILQ_FIRST(&o->pending)->msg.data, STAILQ_FIRST(&o->pending)->msg.len, &h, NULL);
     if (!err) {
-        metric_get(METRIC_COUNTER, "milvus_cdc_api_execute_total", "calls to the target that succeeded",
-                   METRIC_LABELS({"task_id", o->task->o.id}, {"api_type", msg_type_name(h.type)}))->value++;
+        task_count_call(o->task, msg_type_name(h.type));
         o->index++;
         o->refusals = 0;
         set_text(&o->trouble, NULL);

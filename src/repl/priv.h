@@ -97,6 +97,7 @@ struct link {
     uint64_t last_src_tt;     /* of the last re-timed item, with retimed_tt its new time */
     bool group_open;          /* the last built item has retime_more */
     struct metric *m_read_tt, *m_write_tt;
+    struct metric *m_bytes[2][3]; /* read, write; insert, delete, tick */
 };
 LIST_HEAD(link_list, link);
 
@@ -161,6 +162,7 @@ struct tchan {
     struct store *load_store;  /* the tick is being asked for here */
     struct backoff backoff;
     char *trouble;             /* last error, NULL: none */
+    struct metric *m_tick;
     char *keep_task;           /* keep_queryable: the paused task, its store */
     struct store *keep_store;
     bool closing;
@@ -297,6 +299,7 @@ struct coll {
     uint64_t verified_gen;       /* sink generation at the last check; 0: check before the next use */
     uint64_t verifying_gen;
     bool verifying, reensure;
+    bool creating;               /* the call under way may make it */
     bool storing;                /* the first record is being stored; holds a reference */
     bool src_dropping;           /* the catalog says so */
     bool forced;                 /* its name is wanted by a new one: dropped without waiting for the log */
@@ -309,7 +312,7 @@ struct coll {
     struct timer retry;
     struct backoff backoff;
     char *trouble;
-    struct metric *m_rows[2];    /* written rows: insert, delete */
+    struct metric *m_rows[2][2]; /* read, written; insert, delete */
 };
 
 struct coll *coll_ref(struct coll *c);
@@ -429,6 +432,8 @@ struct coll *task_name_taken(struct repl_task *t, const char *db, const char *na
 void task_kick_waiting(struct repl_task *t);
 /* The stored checkpoint of a link, once (the link takes it). False: none. */
 bool task_take_ckpt(struct repl_task *t, const char *src, const char *dst, struct repl_ckpt *ret);
+/* One more call to the target that succeeded, in milvus_cdc_api_execute_total. */
+void task_count_call(struct repl_task *t, const char *api_type);
 void ckpt_release(struct repl_ckpt *c);
 /* Replaces a text; NULL clears it. */
 void set_text(char **slot, const char *text);

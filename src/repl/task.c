@@ -53,6 +53,13 @@ bool task_take_ckpt(struct repl_task *t, const char *src, const char *dst, struc
     return false;
 }
 
+void task_count_call(struct repl_task *t, const char *api_type)
+{
+    metric_get(METRIC_COUNTER, "milvus_cdc_api_execute_total", "calls to the target that succeeded",
+               METRIC_LABELS({"task_id", t->o.id}, {"api_type", api_type}))
+        ->value++;
+}
+
 /* ---- memory --------------------------------------------------------------------------------------- */
 
 void task_hold(struct repl_task *t, size_t bytes)

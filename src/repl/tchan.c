@@ -68,6 +68,14 @@ static bool request_has(const struct request *r, const struct link *l)
     return false;
 }
 
+static bool task_noted(const struct request *r, size_t i)
+{
+    for (size_t k = 0; k < i; k++)
+        if (r->ranges[k].link && r->ranges[k].link->stream->task == r->ranges[i].link->stream->task)
+            return true;
+    return false;
+}
+
 /* Frees it, now or when its note is on disk. */
 static void request_retire(struct request *r)
 {
@@ -226,9 +234,10 @@ static uint64_t item_append(struct tchan *tc, struct item *it, struct request *r
     if (tt > it->link->row_max)
         it->link->row_max = tt;
     if (it->kind == ITEM_ROWS) {
+        bool del = it->head.type == MSG_DELETE;
         r->failed |= append_rows(tc, it, &rw, r) != 0;
-        if (c->m_rows[it->head.type == MSG_DELETE])
-            c->m_rows[it->head.type == MSG_DELETE]->value += (double)it->head.num_rows;
+        c->m_rows[1][del]->value += (double)it->head.num_rows;
+        it->link->m_bytes[1][del]->value += (double)it->len;
     } else {
         r->failed |= append_drop(it, &rw, tt, r) != 0;
         it->tt = tt;
@@ -422,14 +431,6 @@ static void request_commit(struct request *r, struct store *store, struct store_
     store->ops->commit(b, on_intent, r);
 }
 
-static bool task_noted(const struct request *r, size_t i)
-{
-    for (size_t k = 0; k < i; k++)
-        if (r->ranges[k].link && r->ranges[k].link->stream->task == r->ranges[i].link->stream->task)
-            return true;
-    return false;
-}
-
 /* The tick is noted first, by one task: commits are carried out in order, so it is there when the last one is. */
 static void request_note(struct tchan *tc, struct request *r)
 {
@@ -491,8 +492,8 @@ static void range_confirm(struct req_range *rg, const char *target_pos)
     if (!wal_pos_is_none(rg->tick_pos)) {
         l->start = rg->tick_pos;
         l->start_tt = l->done_tt = rg->tick_tt;
-        if (l->m_write_tt)
-            l->m_write_tt->value = (double)tt_to_ms(rg->tick_tt);
+        l->m_write_tt->value = (double)tt_to_ms(rg->tick_tt);
+        l->m_bytes[1][2]->value += 17;
     }
     if (rg->has_rows && wal_pos_cmp(rg->op, l->op) > 0) {
         l->op = rg->op;
@@ -510,11 +511,17 @@ static void request_confirmed(struct request *r, const char *target_pos)
 
     tc->backoff.cur_ms = 0;
     set_text(&tc->trouble, NULL);
-    if (r->tick)
+    if (r->tick) {
         tc->tick_sent = r->tick;
-    for (size_t i = 0; i < r->n_ranges; i++)
-        if (r->ranges[i].link)
-            range_confirm(&r->ranges[i], target_pos);
+        tc->m_tick->value = (double)tt_to_ms(r->tick);
+    }
+    for (size_t i = 0; i < r->n_ranges; i++) {
+        if (!r->ranges[i].link)
+            continue;
+        range_confirm(&r->ranges[i], target_pos);
+        if (!task_noted(r, i))
+            task_count_call(r->ranges[i].link->stream->task, "ReplicateMessage");
+    }
     TAILQ_FOREACH(it, &r->items, entry)
         if (it->kind == ITEM_DROP && it->link)
             coll_on_drop_confirmed(it->coll, it);
@@ -686,6 +693,8 @@ struct tchan *tchan_new(struct repl_hub *h, const char *name)
     TAILQ_INIT(&tc->queue);
     LIST_INIT(&tc->links);
     tc->backoff = (struct backoff)BACKOFF_INIT(200, 10000);
+    tc->m_tick = metric_get(METRIC_GAUGE, "milvus_cdc_center_tt", "last time tick sent, ms since 1970",
+                            METRIC_LABELS({"channel_name", tc->name}));
     timer_init(&tc->tick_timer, h->loop, LOOP_PRIO_NORMAL, on_timer, tc);
     timer_init(&tc->retry_timer, h->loop, LOOP_PRIO_NORMAL, on_timer, tc);
     timer_init(&tc->skip_timer, h->loop, LOOP_PRIO_NORMAL, on_skip, tc);

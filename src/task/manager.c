@@ -102,9 +102,13 @@ static void op_finish(struct mtask *t, const struct err *err, bool gone)
 {
     struct op *o = STAILQ_FIRST(&t->ops);
     struct manager *m = t->m;
-    struct err not_found;
+    struct err not_found, copy; /* err may lie in the task, which may go */
     STAILQ_HEAD(, op) rest = STAILQ_HEAD_INITIALIZER(rest);
 
+    if (err) {
+        copy = *err;
+        err = &copy;
+    }
     STAILQ_REMOVE_HEAD(&t->ops, entry);
     if (!gone && !STAILQ_EMPTY(&t->ops))
         timer_set(&t->next, 0);

@@ -18,11 +18,11 @@
 #include <unistd.h>
 
 enum {
-    SETTLE_MS = 2,           /* from a change to the poll: the ticks of all channels come together */
-    BLIND_MIN_MS = 2,        /* without inotify: the wait doubles from poll to poll */
+    SETTLE_MS = 2,    /* from a change to the poll: the ticks of all channels come together */
+    BLIND_MIN_MS = 2, /* without inotify: the wait doubles from poll to poll */
     BLIND_MAX_MS = 50,
-    SAFETY_MS = 1000,        /* with inotify */
-    RETRY_MIN_MS = 20,       /* after an error, doubling */
+    SAFETY_MS = 1000,  /* with inotify */
+    RETRY_MIN_MS = 20, /* after an error, doubling */
     RETRY_MAX_MS = 1000,
     TROUBLE_AFTER_MS = 1000, /* errors while the primary compacts are over sooner */
     CLOSE_AFTER_MS = 10000,  /* without work: open files hold the disk space of deleted ones */
@@ -83,9 +83,9 @@ struct rocksmq {
     TAILQ_HEAD(, wal_reader) readers; /* in the order of the next poll */
     struct end_list ends;             /* not yet in a poll */
     struct poll poll;
-    bool opened;               /* files are open, perhaps */
-    bool more;                 /* the last poll left data behind */
-    unsigned blind_ms;         /* wait without inotify */
+    bool opened;       /* files are open, perhaps */
+    bool more;         /* the last poll left data behind */
+    unsigned blind_ms; /* wait without inotify */
     unsigned retry_ms;
     uint64_t failing_since_ms; /* 0: works */
     int watch_fd;              /* inotify, -1: does not work here */
@@ -146,7 +146,8 @@ static void on_watch(evutil_socket_t fd, short what, void *arg)
     (void)what;
     if (w->state != PORT_WAITING || !drain_watch(w))
         return;
-    /* Silent until the poll, so that a busy Milvus wakes the loop once per poll and not per write. */
+    /* Silent until the poll, so that a busy Milvus wakes the loop once per poll and not per write.
+     */
     event_del(w->watch_ev);
     timer_set(&w->timer, SETTLE_MS);
 }
@@ -200,7 +201,7 @@ static bool has_work(const struct rocksmq *w)
 {
     const struct wal_reader *r;
 
-    TAILQ_FOREACH(r, &w->readers, next) {
+    TAILQ_FOREACH (r, &w->readers, next) {
         if (wants_data(r))
             return true;
     }
@@ -276,7 +277,7 @@ static void run_poll(void *job)
         rmq_db_close(p->db);
         return;
     }
-    TAILQ_FOREACH(e, &p->ends, next) {
+    TAILQ_FOREACH (e, &p->ends, next) {
         ends = xrealloc(ends, (n + 1) * sizeof(*ends));
         ends[n++] = &e->q;
     }
@@ -308,7 +309,7 @@ static void start_poll(struct rocksmq *w)
         drain_watch(w); /* what was written up to here, this poll sees */
     }
     p->n = p->delivered = 0;
-    TAILQ_FOREACH(r, &w->readers, next) {
+    TAILQ_FOREACH (r, &w->readers, next) {
         if (wants_data(r))
             add_part(p, r);
     }
@@ -407,7 +408,7 @@ static bool deliver_trouble(struct rocksmq *w)
 
     if (trouble && !failing_long(w))
         return false;
-    TAILQ_FOREACH(r, &w->readers, next) {
+    TAILQ_FOREACH (r, &w->readers, next) {
         if (r->state == READER_ENDED || r->told == trouble || (trouble && r->paused))
             continue;
         r->told = trouble;
@@ -581,7 +582,7 @@ static void cancel_in(struct end_list *list, void *arg)
 {
     struct end_call *e;
 
-    TAILQ_FOREACH(e, list, next) {
+    TAILQ_FOREACH (e, list, next) {
         if (e->arg == arg)
             e->done = NULL;
     }

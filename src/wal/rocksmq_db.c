@@ -16,13 +16,13 @@
 #include <unistd.h>
 
 enum {
-    ID_DIGITS_MAX = 19,      /* int64 */
-    BIG_VALUE = 64 << 10,    /* gets a buffer of its own; smaller ones share one */
-    CACHE_BYTES = 4 << 20,   /* in one shard, so that a block of some MiB fits */
+    ID_DIGITS_MAX = 19,    /* int64 */
+    BIG_VALUE = 64 << 10,  /* gets a buffer of its own; smaller ones share one */
+    CACHE_BYTES = 4 << 20, /* in one shard, so that a block of some MiB fits */
     REFRESH_TRIES = 10,
-    UNUSED_MS = 10000,       /* tables nobody reads are closed: they hold memory and deleted files */
-    SEEN_END_MS = 10000,     /* see nothing_missed() */
-    INFO_LOG_ERROR = 3,      /* rocksdb::InfoLogLevel */
+    UNUSED_MS = 10000,   /* tables nobody reads are closed: they hold memory and deleted files */
+    SEEN_END_MS = 10000, /* see nothing_missed() */
+    INFO_LOG_ERROR = 3,  /* rocksdb::InfoLogLevel */
 };
 
 /* A message of the streaming service of Milvus 2.6 (source.md 7.4). */
@@ -32,10 +32,10 @@ struct rmq_db {
     char *path, *secondary_dir;
     char *no_logs; /* an empty folder that RocksDB takes for that of the logs */
     rocksdb_options_t *opts;
-    rocksdb_t *db; /* NULL: closed */
+    rocksdb_t *db;         /* NULL: closed */
     struct rmq_logs *logs; /* NULL: closed */
-    bool fresh;       /* what was in logs deleted up to now is in db's tables */
-    uint64_t used_ms; /* last need of db */
+    bool fresh;            /* what was in logs deleted up to now is in db's tables */
+    uint64_t used_ms;      /* last need of db */
 };
 
 /* ---- open and refresh ---------------------------------------------------------------------- */
@@ -110,7 +110,8 @@ void rmq_db_free(struct rmq_db *db)
 /* Takes over RocksDB's error text. */
 static int rocks_err(struct err *err, const struct rmq_db *db, const char *what, char *text)
 {
-    int code = err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s: %s: %s", db->path, what, text);
+    int code =
+        err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s: %s: %s", db->path, what, text);
 
     rocksdb_free(text);
     return code;
@@ -202,7 +203,8 @@ static bool in_tables(const struct rmq_db *db, const struct rmq_cursor *c)
     return !rmq_logs_has(db->logs, c->log);
 }
 
-static bool needs_tables(const struct rmq_db *db, const struct rmq_part *parts, size_t n, size_t n_ends)
+static bool needs_tables(const struct rmq_db *db, const struct rmq_part *parts, size_t n,
+                         size_t n_ends)
 {
     for (size_t i = 0; i < n; i++) {
         if (in_tables(db, parts[i].cursor))
@@ -212,9 +214,10 @@ static bool needs_tables(const struct rmq_db *db, const struct rmq_part *parts, 
 }
 
 /*
- * A log file is deleted after the tables made from it are in the manifest. So tables that were read after the
- * last deletion seen, together with the logs that are open, hold everything. What is deleted while the
- * manifest is being read would be in neither: hence the listing afterwards, and once more if need be.
+ * A log file is deleted after the tables made from it are in the manifest. So tables that were read
+ * after the last deletion seen, together with the logs that are open, hold everything. What is
+ * deleted while the manifest is being read would be in neither: hence the listing afterwards, and
+ * once more if need be.
  */
 static int refresh(struct rmq_db *db, const struct rmq_part *parts, size_t n, size_t n_ends,
                    struct err *err)
@@ -234,7 +237,8 @@ static int refresh(struct rmq_db *db, const struct rmq_part *parts, size_t n, si
             return code;
         db->fresh = true;
     }
-    return err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s: log files keep changing", db->path);
+    return err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s: log files keep changing",
+                   db->path);
 }
 
 /* ---- tables: one topic --------------------------------------------------------------------- */
@@ -314,8 +318,7 @@ static unsigned scan_get(const struct scan *sc, uint64_t *ret_id)
 
 static size_t make_key(struct scan *sc, uint64_t id)
 {
-    return sc->prefix +
-           (size_t)snprintf(sc->key + sc->prefix, ID_DIGITS_MAX + 2, "%" PRIu64, id);
+    return sc->prefix + (size_t)snprintf(sc->key + sc->prefix, ID_DIGITS_MAX + 2, "%" PRIu64, id);
 }
 
 /* Moves to the first key not below id's. */
@@ -336,8 +339,8 @@ static bool scan_seek_for_prev(struct scan *sc, uint64_t id)
 }
 
 /*
- * Byte order is number order only among ids of equal length: 10 lies between 1 and 2. The functions below
- * look at one length at a time and jump over keys of others.
+ * Byte order is number order only among ids of equal length: 10 lies between 1 and 2. The functions
+ * below look at one length at a time and jump over keys of others.
  */
 
 /* Moves to the smallest id of that many digits that is not below from. */
@@ -403,9 +406,10 @@ static bool first_not_shorter(struct scan *sc, unsigned digits, uint64_t *ret_id
 }
 
 /*
- * Could a topic with this id have longer ones? The search for them passes every shorter key, so it is left
- * out where they are impossible: ids of 18 digits are composed from the time (source.md 7.4), and 2^57 of
- * them are 17 years, longer than any topic is silent. Shorter ids are always taken as possible.
+ * Could a topic with this id have longer ones? The search for them passes every shorter key, so it
+ * is left out where they are impossible: ids of 18 digits are composed from the time
+ * (source.md 7.4), and 2^57 of them are 17 years, longer than any topic is silent. Shorter ids are
+ * always taken as possible.
  */
 static bool may_get_longer(uint64_t id)
 {
@@ -489,9 +493,9 @@ static bool scan_above(struct scan *sc, uint64_t id, uint64_t *ret_id)
 struct topic_seen {
     const char *topic;
     size_t topic_len;
-    uint64_t first, last;   /* 0: none */
-    uint64_t find;          /* this message is looked for */
-    struct rmq_log_pos at;  /* its record; file 0: not found */
+    uint64_t first, last;  /* 0: none */
+    uint64_t find;         /* this message is looked for */
+    struct rmq_log_pos at; /* its record; file 0: not found */
 };
 
 static void see_put(struct topic_seen *t, const struct rmq_put *put, struct rmq_log_pos at)
@@ -576,7 +580,8 @@ static int take_message(struct work *k, uint64_t id, const void *value, size_t l
     struct wal_msg *m;
     struct buf *b;
 
-    if (len >= sizeof(streaming_magic) && memcmp(value, streaming_magic, sizeof(streaming_magic)) == 0)
+    if (len >= sizeof(streaming_magic) &&
+        memcmp(value, streaming_magic, sizeof(streaming_magic)) == 0)
         return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
                        "unsupported source: message %" PRIu64
                        " of topic %s was written by the streaming service of Milvus 2.6",
@@ -605,7 +610,8 @@ static bool slice_full(const struct rmq_slice *s)
     return s->n >= RMQ_SLICE_MSGS || s->bytes >= RMQ_SLICE_BYTES;
 }
 
-/* Copies the small values to one buffer of their exact size: a tick that waits must not hold a MiB. */
+/* Copies the small values to one buffer of their exact size: a tick that waits must not hold a MiB.
+ */
 static int share_buffer(struct work *k, struct err *err)
 {
     struct rmq_slice *s = &k->part->slice;
@@ -629,7 +635,8 @@ static int share_buffer(struct work *k, struct err *err)
     return 0;
 }
 
-/* Ends the work on a part. What came before a bad message is delivered; the next slice tells of it. */
+/* Ends the work on a part. What came before a bad message is delivered; the next slice tells of it.
+ */
 static int finish(struct work *k, int code, struct err *err)
 {
     struct rmq_slice *s = &k->part->slice;
@@ -662,7 +669,8 @@ static int lost(struct scan *sc, const struct rmq_cursor *c, const struct topic_
         return err_copy(err, &failed);
     if (!first)
         return err_set(err, ERR_GONE, ERRC_LOST,
-                       "rocksmq topic %s: %s %" PRIu64 " does not exist, and the topic has no messages",
+                       "rocksmq topic %s: %s %" PRIu64
+                       " does not exist, and the topic has no messages",
                        c->topic, what, c->id);
     return err_set(err, ERR_GONE, ERRC_LOST,
                    "rocksmq topic %s: %s %" PRIu64 " does not exist; first existing %" PRIu64
@@ -671,8 +679,9 @@ static int lost(struct scan *sc, const struct rmq_cursor *c, const struct topic_
 }
 
 /*
- * The last message read is gone. Retention removes from the oldest on, so nothing after it is missing if an
- * older one exists, or if it was the end of the log a moment ago (retention takes minutes at least).
+ * The last message read is gone. Retention removes from the oldest on, so nothing after it is
+ * missing if an older one exists, or if it was the end of the log a moment ago (retention takes
+ * minutes at least).
  */
 static bool nothing_missed(struct scan *sc, const struct rmq_cursor *c)
 {
@@ -706,7 +715,8 @@ static int look_in_logs(struct work *k, struct scan *sc, bool *ret_more, uint64_
 }
 
 /* Moves to the next message to deliver.  *ret_more false: there is none (more) in the tables. */
-static int begin_scan(struct work *k, struct scan *sc, bool *ret_more, uint64_t *ret_id, struct err *err)
+static int begin_scan(struct work *k, struct scan *sc, bool *ret_more, uint64_t *ret_id,
+                      struct err *err)
 {
     const struct rmq_cursor *c = k->part->cursor;
     uint64_t id = 0;
@@ -782,8 +792,10 @@ struct group {
     bool end;
 };
 
-/* Hands a message to the readers of its topic. One with a bad message leaves the group before this record. */
-static int give_put(struct group *g, const struct rmq_put *put, struct rmq_log_pos record, struct err *err)
+/* Hands a message to the readers of its topic. One with a bad message leaves the group before this
+ * record. */
+static int give_put(struct group *g, const struct rmq_put *put, struct rmq_log_pos record,
+                    struct err *err)
 {
     const uint8_t *slash = memrchr(put->key, '/', put->key_len);
     size_t topic_len = slash ? (size_t)(slash - put->key) : 0;
@@ -949,8 +961,8 @@ static int answer_ends(struct rmq_db *db, struct rmq_end **ends, size_t n, struc
     return code;
 }
 
-int rmq_db_poll(struct rmq_db *db, struct rmq_part *parts, size_t n, struct rmq_end **ends, size_t n_ends,
-                struct err *err)
+int rmq_db_poll(struct rmq_db *db, struct rmq_part *parts, size_t n, struct rmq_end **ends,
+                size_t n_ends, struct err *err)
 {
     struct work *works = n ? xcalloc(n, sizeof(*works)) : NULL;
     struct err failed; /* also of single parts on the way */

@@ -1,7 +1,8 @@
 /*
- * The log format: https://github.com/facebook/rocksdb/wiki/Write-Ahead-Log-File-Format. Blocks of 32 KiB hold
- * fragments: crc32c (masked) of what follows the length, length (both little endian), type, payload. A block's
- * last bytes stay unused when no header fits. The fragments of a record make one write batch.
+ * The log format: https://github.com/facebook/rocksdb/wiki/Write-Ahead-Log-File-Format
+ * Blocks of 32 KiB hold fragments: crc32c (masked) of what follows the length, length (both little
+ * endian), type, payload. A block's last bytes stay unused when no header fits. The fragments of a
+ * record make one write batch.
  */
 #include "wal/rocksmq_priv.h"
 
@@ -22,11 +23,11 @@ enum {
     BLOCK = 32 << 10,
     HEADER = 7,
     CHUNK = 8 * BLOCK,
-    KEEP_RECORD = 1 << 20,   /* a larger assembled record is freed again */
-    MAX_RECORD = 256 << 20,  /* RocksDB's own writes are far below */
-    FILES_MAX = 64,          /* usually one to three */
-    BATCH_HEADER = 12,       /* sequence and count */
-    ID_DIGITS_MAX = 19,      /* int64 */
+    KEEP_RECORD = 1 << 20,  /* a larger assembled record is freed again */
+    MAX_RECORD = 256 << 20, /* RocksDB's own writes are far below */
+    FILES_MAX = 64,         /* usually one to three */
+    BATCH_HEADER = 12,      /* sequence and count */
+    ID_DIGITS_MAX = 19,     /* int64 */
 };
 
 enum fragment { FRAG_ZERO, FRAG_FULL, FRAG_FIRST, FRAG_MIDDLE, FRAG_LAST };
@@ -74,7 +75,8 @@ static uint32_t crc_soft(uint32_t crc, const uint8_t *p, size_t len)
 }
 
 #if defined(__x86_64__)
-__attribute__((target("sse4.2"))) static uint32_t crc_hard(uint32_t crc, const uint8_t *p, size_t len)
+__attribute__((target("sse4.2"))) static uint32_t crc_hard(uint32_t crc, const uint8_t *p,
+                                                           size_t len)
 {
     uint64_t c = crc, word;
 
@@ -95,6 +97,14 @@ static uint32_t crc32c(const uint8_t *p, size_t len)
         return ~crc_hard(0xffffffff, p, len);
 #endif
     return ~crc_soft(0xffffffff, p, len);
+}
+
+/* RocksDB stores checksums masked, since one of data that holds checksums is weak. */
+static uint32_t masked_crc(const uint8_t *p, size_t len)
+{
+    uint32_t crc = crc32c(p, len);
+
+    return (crc >> 15 | crc << 17) + 0xa282ead8;
 }
 
 static uint32_t le32(const uint8_t *p)
@@ -166,8 +176,8 @@ static void insert_file(struct rmq_logs *l, struct log_file f)
     l->files[i] = f;
 }
 
-static int open_file(struct rmq_logs *l, int dir, const char *name, uint64_t num, bool *ret_vanished,
-                     struct err *err)
+static int open_file(struct rmq_logs *l, int dir, const char *name, uint64_t num,
+                     bool *ret_vanished, struct err *err)
 {
     int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
     struct stat st;
@@ -188,7 +198,8 @@ static int open_file(struct rmq_logs *l, int dir, const char *name, uint64_t num
 }
 
 /* Closes the files that are not among the n there. */
-static void close_others(struct rmq_logs *l, const struct log_file *there, size_t n, bool *ret_vanished)
+static void close_others(struct rmq_logs *l, const struct log_file *there, size_t n,
+                         bool *ret_vanished)
 {
     for (size_t i = l->n; i-- > 0;) {
         size_t k = 0;
@@ -243,8 +254,8 @@ int rmq_logs_list(struct rmq_logs *l, bool *ret_vanished, struct err *err)
 static ssize_t window(struct rmq_logs *l, const struct log_file *f, uint64_t off, size_t want,
                       const uint8_t **ret)
 {
-    bool inside = l->win_file == f->num && off >= l->win_off &&
-                  off + want <= l->win_off + l->win_len;
+    bool inside =
+        l->win_file == f->num && off >= l->win_off && off + want <= l->win_off + l->win_len;
 
     if (!inside) {
         ssize_t n = pread(f->fd, l->win, CHUNK, (off_t)off);
@@ -265,8 +276,8 @@ static ssize_t window(struct rmq_logs *l, const struct log_file *f, uint64_t off
 static int damaged(const struct rmq_logs *l, uint64_t file, uint64_t off, const char *what,
                    struct err *err)
 {
-    return err_set(err, ERR_PROTO, ERRC_RETRY, "rocksmq %s/%06" PRIu64 ".log offset %" PRIu64 ": %s",
-                   l->path, file, off, what);
+    return err_set(err, ERR_PROTO, ERRC_RETRY,
+                   "rocksmq %s/%06" PRIu64 ".log offset %" PRIu64 ": %s", l->path, file, off, what);
 }
 
 /* One fragment. type FRAG_ZERO: not (wholly) written yet. */
@@ -274,8 +285,8 @@ struct frag {
     enum fragment type;
     const uint8_t *data;
     size_t len;
-    uint64_t next;  /* offset behind it */
-    bool some;      /* FRAG_ZERO: a part of it is there */
+    uint64_t next; /* offset behind it */
+    bool some;     /* FRAG_ZERO: a part of it is there */
 };
 
 static uint64_t skip_trailer(uint64_t off)
@@ -310,12 +321,8 @@ static int next_frag(struct rmq_logs *l, const struct log_file *f, uint64_t off,
         return damaged(l, f->num, off, strerror(errno), err);
     if ((size_t)got < HEADER + len)
         return 0;
-    {
-        uint32_t crc = crc32c(p + 6, len + 1);
-
-        if (((crc >> 15 | crc << 17) + 0xa282ead8) != le32(p))
-            return damaged(l, f->num, off, "checksum does not match", err);
-    }
+    if (masked_crc(p + 6, len + 1) != le32(p))
+        return damaged(l, f->num, off, "checksum does not match", err);
     *ret = (struct frag){.type = p[6], .data = p + HEADER, .len = len, .next = off + HEADER + len};
     return 0;
 }
@@ -337,7 +344,8 @@ static int append(struct rmq_logs *l, const struct frag *fr, struct err *err)
     return 0;
 }
 
-/* One record of file f. *ret_data NULL: it is not there; then *ret_some tells if a part of it is. */
+/* One record of file f. *ret_data NULL: it is not there; then *ret_some tells if a part of it is.
+ */
 static int next_record(struct rmq_logs *l, const struct log_file *f, uint64_t *off,
                        const uint8_t **ret_data, size_t *ret_len, bool *ret_some, struct err *err)
 {
@@ -388,11 +396,12 @@ static void trim_record(struct rmq_logs *l)
 }
 
 /*
- * A file is complete when a newer one was listed before its end was read, since RocksDB writes to one at a
- * time. One that ends in a half record (a crash) is waited out: the restarted Milvus makes tables from it.
+ * A file is complete when a newer one was listed before its end was read, since RocksDB writes to
+ * one at a time. One that ends in a half record (a crash) is waited out: the restarted Milvus makes
+ * tables from it.
  */
-int rmq_logs_next(struct rmq_logs *l, struct rmq_log_pos *pos, const uint8_t **ret_data, size_t *ret_len,
-                  struct err *err)
+int rmq_logs_next(struct rmq_logs *l, struct rmq_log_pos *pos, const uint8_t **ret_data,
+                  size_t *ret_len, struct err *err)
 {
     const struct log_file *f = find(l, pos->file, pos->inode);
 
@@ -437,12 +446,18 @@ static const struct {
     bool known, family;
     uint8_t strings;
 } tags[TAGS] = {
-    [TAG_DELETION] = {true, false, 1},        [TAG_VALUE] = {true, false, 2},
-    [TAG_MERGE] = {true, false, 2},           [TAG_LOG_DATA] = {true, false, 1},
-    [TAG_CF_DELETION] = {true, true, 1},      [TAG_CF_VALUE] = {true, true, 2},
-    [TAG_CF_MERGE] = {true, true, 2},         [TAG_SINGLE_DELETION] = {true, false, 1},
-    [TAG_CF_SINGLE_DELETION] = {true, true, 1}, [TAG_NOOP] = {true, false, 0},
-    [TAG_CF_RANGE_DELETION] = {true, true, 2}, [TAG_RANGE_DELETION] = {true, false, 2},
+    [TAG_DELETION] = {true, false, 1},
+    [TAG_VALUE] = {true, false, 2},
+    [TAG_MERGE] = {true, false, 2},
+    [TAG_LOG_DATA] = {true, false, 1},
+    [TAG_CF_DELETION] = {true, true, 1},
+    [TAG_CF_VALUE] = {true, true, 2},
+    [TAG_CF_MERGE] = {true, true, 2},
+    [TAG_SINGLE_DELETION] = {true, false, 1},
+    [TAG_CF_SINGLE_DELETION] = {true, true, 1},
+    [TAG_NOOP] = {true, false, 0},
+    [TAG_CF_RANGE_DELETION] = {true, true, 2},
+    [TAG_RANGE_DELETION] = {true, false, 2},
 };
 
 static bool get_varint32(struct rmq_batch *b, uint32_t *ret)
@@ -496,8 +511,8 @@ int rmq_batch_next(struct rmq_batch *b, struct rmq_put *ret, struct err *err)
         if (ok && tags[tag].strings > 1)
             ok = get_string(b, &ret->value, &ret->value_len);
         if (!ok)
-            return err_set(err, ERR_PROTO, ERRC_RETRY, "rocksmq: write batch with unknown content (tag %u)",
-                           tag);
+            return err_set(err, ERR_PROTO, ERRC_RETRY,
+                           "rocksmq: write batch with unknown content (tag %u)", tag);
         if ((tag == TAG_VALUE || tag == TAG_CF_VALUE) && family == 0)
             return 0;
     }

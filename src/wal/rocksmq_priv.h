@@ -65,7 +65,7 @@ unsigned rmq_key_parse(const void *key, size_t len, size_t topic_len, uint64_t *
 /* ---- polls (rocksmq_db.c) ------------------------------------------------------------------ */
 
 enum {
-    RMQ_SLICE_BYTES = 1 << 20, /* of one reader in one poll; a larger message comes alone */
+    RMQ_SLICE_BYTES = 1 << 20, /* of one reader in one poll; but a log record (or a message) stays whole */
     RMQ_SLICE_MSGS = 256,
     RMQ_POLL_BYTES = 4 << 20, /* of all readers in one poll */
 };

@@ -253,6 +253,7 @@ def test_database_dropped_before_its_collections_are_gone(lab, cdc):
     t.drop()
     db.drop_database(name, using=lab.source.alias())
     lab.databases.remove(name)
+    cdc.restart()
     task = lab.create(cdc, {"*": [{"name": "*"}]})
     other = lab.table("b")
     other.put(5)

@@ -1,6 +1,6 @@
 /*
- * A real secondary instance reads what a real primary writes, in the layout of Milvus (source.md 7.4).
- * "test_rocksmq --writer DIR N" is the primary as a process of its own.
+ * A real secondary instance reads what a real primary writes, in the layout of Milvus
+ * (source.md 7.4). "test_rocksmq --writer DIR N" is the primary as a process of its own.
  */
 #include "wal/rocksmq.h"
 
@@ -70,7 +70,8 @@ static void primary_close(struct primary *p)
     rocksdb_options_destroy(p->opts);
 }
 
-static void put_bytes(struct primary *p, const char *topic, uint64_t id, const void *data, size_t len)
+static void put_bytes(struct primary *p, const char *topic, uint64_t id, const void *data,
+                      size_t len)
 {
     char *key = xasprintf("%s/%" PRIu64, topic, id);
     char *err = NULL;
@@ -144,8 +145,8 @@ struct reader {
     bool at_end;
     size_t max_msgs, max_bytes;
     size_t troubles, overs;
-    struct err err;      /* the last trouble */
-    size_t pause_after;  /* pause in the batch in which this many were reached */
+    struct err err;     /* the last trouble */
+    size_t pause_after; /* pause in the batch in which this many were reached */
     size_t close_after;
     bool close_port;
 };
@@ -156,7 +157,7 @@ static void on_guard(void *arg)
     fail_msg("condition did not come");
 }
 
-#define WAIT(w, cond)                                                                             \
+#define WAIT(w, cond)                                                                              \
     do {                                                                                           \
         timer_set(&(w)->guard, DEADLINE_MS);                                                       \
         while (!(cond))                                                                            \
@@ -298,7 +299,7 @@ static void assert_ids(const struct reader *t, const uint64_t *want, size_t n)
     for (size_t i = 0; i < n; i++)
         assert_int_equal(t->ids[i], want[i]);
 }
-#define ASSERT_IDS(t, ...)                                                                        \
+#define ASSERT_IDS(t, ...)                                                                         \
     assert_ids(t, (const uint64_t[]){__VA_ARGS__},                                                 \
                sizeof((const uint64_t[]){__VA_ARGS__}) / sizeof(uint64_t))
 
@@ -610,7 +611,8 @@ static void retention_that_overtakes_a_reader_is_loss(void **state)
     free_reader(t);
 }
 
-/* The message itself is still in the copy of a log that the primary has deleted, those after it are not. */
+/* The message itself is still in the copy of a log that the primary has deleted, those after it are
+ * not. */
 static void loss_in_a_deleted_log_is_noticed(void **state)
 {
     struct world *w = *state;
@@ -854,7 +856,8 @@ static void append_to_newest_log(const char *dir, const void *data, size_t len)
     free(cmd);
 }
 
-/* A crash of the source leaves half a record; its next start makes tables of the log and removes it. */
+/* A crash of the source leaves half a record; its next start makes tables of the log and removes
+ * it. */
 static void a_torn_log_is_waited_out(void **state)
 {
     static const uint8_t bad[] = {1, 2, 3, 4, 3, 0, 1, 'x', 'y', 'z'};
