@@ -10,8 +10,10 @@
  * equal times.  The link becomes live when its tick is above every new time.
  *
  * Repair: messages that the target may have already (after a crash, or a request without an answer) are sent again as
- * delete + insert at new times (target.md 3.7). They are windows too. Inside a window the log's order and the order of
- * time may differ, so messages that are confirmed but not older than the oldest one in doubt are repeated with it.
+ * delete + insert at new times (target.md 3.7). They are windows too.
+ *
+ * Inside a window the log's order and the order of time may differ. Whenever the rest of a window that was sent in part
+ * gets new times, its confirmed messages that are not older than the rest are repeated with it.
  */
 #include "repl/priv.h"
 
@@ -98,28 +100,28 @@ static bool seen_before(struct item **items, size_t i)
     return false;
 }
 
-/* Oldest time among the messages in doubt; UINT64_MAX: none. */
-static uint64_t oldest_doubt(const struct link *l)
+/* Oldest time among the messages that are not confirmed; UINT64_MAX: none. */
+static uint64_t oldest_unconfirmed(const struct link *l)
 {
     const struct item *it;
     uint64_t min = UINT64_MAX;
 
     TAILQ_FOREACH(it, &l->hold, entry)
-        if (!it->confirmed && wal_pos_cmp(it->pos, l->repair_to) <= 0 && it->tt < min)
+        if (!it->confirmed && it->tt < min)
             min = it->tt;
     return min;
 }
 
 /* Takes the window out of hold as a sorted array without what need not be sent. */
-static struct item **window_take(struct link *l, size_t *ret_n)
+static struct item **window_take(struct link *l, bool retime, size_t *ret_n)
 {
     struct item **items = NULL, *it;
     size_t n = 0, cap = 0, kept = 0;
-    uint64_t doubt = in_repair(l) ? oldest_doubt(l) : UINT64_MAX;
+    uint64_t oldest = retime ? oldest_unconfirmed(l) : UINT64_MAX;
 
     while ((it = TAILQ_FIRST(&l->hold))) {
         TAILQ_REMOVE(&l->hold, it, entry);
-        if (it->confirmed && it->tt < doubt) {
+        if (it->confirmed && (!retime || it->tt < oldest)) {
             item_free(it);
             continue;
         }
@@ -157,8 +159,8 @@ static uint64_t time_floor(const struct link *l)
 static void window_send(struct link *l, struct wal_pos end)
 {
     size_t n;
-    struct item **items = window_take(l, &n);
     bool retime = in_repair(l) || l->tick_read < time_floor(l);
+    struct item **items = window_take(l, retime, &n);
 
     for (size_t i = 0; i < n; i++) {
         items[i]->retime = retime;
@@ -174,7 +176,12 @@ static void window_send(struct link *l, struct wal_pos end)
 
 bool link_has(const struct link *l, struct wal_pos pos)
 {
-    return !in_repair(l) && wal_pos_cmp(pos, l->done) <= 0;
+    int c = wal_pos_cmp(pos, l->start);
+
+    if (l->mode == LINK_LIVE)
+        return wal_pos_cmp(pos, l->done) <= 0;
+    /* a window that was sent in part is read again from its tick on: new times must respect what was sent */
+    return c < 0 || (c == 0 && l->start_tt);
 }
 
 static void count_read(struct link *l, const struct item *it)

@@ -16,7 +16,7 @@
 
 /* A refusal may come from an order that we cannot see (an index of a collection that is just being loaded ...): try
  * some times before a human is asked. */
-#define MAX_REFUSALS 8
+#define MAX_REFUSALS 20
 
 struct ops {
     struct repl_task *task;
@@ -128,7 +128,7 @@ static void on_applied(void *arg, const struct err *err)
         return;
     }
     set_text(&o->trouble, err->text);
-    if (err->cls != ERRC_RETRY && ++o->refusals >= MAX_REFUSALS) {
+    if ((err->cls != ERRC_RETRY || err->code == ERR_INTERNAL) && ++o->refusals >= MAX_REFUSALS) {
         fatal(o, err, msg_type_name(h.type));
         return;
     }

@@ -161,6 +161,7 @@ struct tchan {
     struct timer tick_timer, retry_timer, skip_timer;
     struct store *load_store;  /* the tick is being asked for here */
     struct backoff backoff;
+    unsigned refusals;         /* answers without a known reason (code 65535) in a row */
     char *trouble;             /* last error, NULL: none */
     struct metric *m_tick;
     char *keep_task;           /* keep_queryable: the paused task, its store */
@@ -367,6 +368,13 @@ bool ops_dirty(const struct ops *o);
 void ops_clear_dirty(struct ops *o);
 const char *ops_trouble(const struct ops *o);
 
+/* ---- databases ------------------------------------------------------------------------------ */
+
+/* The catalog shows a database, or its drop. */
+void dbs_on_database(struct repl_task *t, const char *name, bool dropped);
+void dbs_kick(struct repl_task *t);
+void dbs_free(struct repl_task *t);
+
 /* ---- task ---------------------------------------------------------------------------------- */
 
 enum run_state { RUN_NEW, RUN_LOADING, RUN_JOINING, RUN_RUNNING, RUN_STOPPING, RUN_STOPPED };
@@ -393,6 +401,7 @@ struct repl_task {
     struct coll *colls;
     struct ignored_id *ignored;
     struct ops *ops;
+    LIST_HEAD(, db) dbs;
     void *catalog_sub;
     bool loaded_ok, catalog_ready, first_start, joined, syncing, fatal;
     struct err fatal_err;

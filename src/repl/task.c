@@ -282,10 +282,8 @@ static void on_catalog_collection(void *arg, const struct src_collection *sc)
 
 static void on_catalog_database(void *arg, int64_t db_id, const char *name, bool dropped)
 {
-    (void)arg; /* made with the first collection, or by the operation of the replicate channel */
     (void)db_id;
-    (void)name;
-    (void)dropped;
+    dbs_on_database(arg, name, dropped);
 }
 
 static void on_catalog_trouble(void *arg, const struct err *err)
@@ -455,6 +453,7 @@ static void run(struct repl_task *t)
         if (c->state == COLL_NEW)
             c->state = COLL_MAPPING;
     ops_open(t->ops);
+    dbs_kick(t);
     on_catalog_ready(t); /* what appeared meanwhile */
     task_kick_waiting(t);
 }
@@ -809,6 +808,7 @@ void repl_task_free(struct repl_task *t)
     while (t->streams)
         stream_free(t->streams);
     ops_free(t->ops);
+    dbs_free(t);
     t->o.store->ops->cancel(t->o.store, t);
     free_timers(t);
     HASH_ITER(hh, t->ignored, g, tmp) {

@@ -16,6 +16,9 @@
 #include "base/log.h"
 #include "base/mem.h"
 
+/* Code 65535 has no meaning of its own (target.md 1.1): with the back-off this is about three minutes. */
+#define MAX_REFUSALS 20
+
 static void tchan_discard_next(struct tchan *tc);
 static void on_answer(void *arg, const struct err *err, bool doubt, const char *target_pos);
 
@@ -610,6 +613,20 @@ static void request_failed(struct tchan *tc, struct request *r, const struct err
     tchan_discard_next(tc);
 }
 
+/* A human must look: the request was refused for good, or again and again without a reason that we know. */
+static void request_give_up(struct request *r, const struct err *cause)
+{
+    struct err err = *cause;
+
+    if (err.cls == ERRC_RETRY) {
+        err.cls = ERRC_DATA;
+        err_wrap(&err, "refused %d times, channel %s", MAX_REFUSALS, r->tchan->name);
+    }
+    for (size_t i = 0; i < r->n_ranges; i++)
+        if (r->ranges[i].link)
+            task_fatal(r->ranges[i].link->stream->task, &err);
+}
+
 static void on_answer(void *arg, const struct err *err, bool doubt, const char *target_pos)
 {
     struct tchan *tc = arg;
@@ -617,14 +634,14 @@ static void on_answer(void *arg, const struct err *err, bool doubt, const char *
 
     tc->call = NULL;
     tc->flying = NULL;
+    if (!err || err->code != ERR_INTERNAL)
+        tc->refusals = 0;
     if (!err) {
         request_confirmed(r, target_pos);
     } else {
         request_failed(tc, r, err, doubt);
-        if (err->cls != ERRC_RETRY)
-            for (size_t i = 0; i < r->n_ranges; i++)
-                if (r->ranges[i].link)
-                    task_fatal(r->ranges[i].link->stream->task, err);
+        if (err->cls != ERRC_RETRY || (err->code == ERR_INTERNAL && ++tc->refusals >= MAX_REFUSALS))
+            request_give_up(r, err);
         timer_set(&tc->retry_timer, backoff_next_ms(&tc->backoff));
     }
     request_free(r);

@@ -249,7 +249,8 @@ def test_delete_of_a_task_is_quick_and_idle_daemon_is_idle(lab, cdc):
 def test_database_dropped_before_its_collections_are_gone(lab, cdc):
     """For half an hour etcd has collections in state Dropping whose database has no name any more."""
     name = lab.database("gone")
-    t = lab.table("a", database=name, loaded=False)
+    t = lab.table("a", database=name)
+    t.put(10)
     t.drop()
     db.drop_database(name, using=lab.source.alias())
     lab.databases.remove(name)
