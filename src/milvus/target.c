@@ -186,24 +186,103 @@ struct sink_call *target_drop_collection(struct sink *s, const char *db, const c
     return &p->call;
 }
 
+/*
+ * A partition is dropped; when the target has it loaded, it is released first. The source refuses that drop too, so a user
+ * released, dropped and loaded again; release and load come over another channel, and the load may be here already.
+ */
+struct drop_part {
+    struct sink_call call;
+    sink_done_fn done;
+    void *arg;
+    char *db, *collection, *partition;
+    uint64_t tt;
+    bool released;
+};
+
+static struct drop_part *drop_part_of(struct sink_call *c)
+{
+    return container_of(c, struct drop_part, call);
+}
+
+static void drop_part_release(struct sink_call *c)
+{
+    struct drop_part *d = drop_part_of(c);
+
+    free(d->db);
+    free(d->collection);
+    free(d->partition);
+    free(d);
+}
+
+static void drop_part_done(struct sink_call *c, const struct err *err)
+{
+    struct drop_part *d = drop_part_of(c);
+    sink_done_fn done = d->done;
+    void *arg = d->arg;
+
+    call_end(c);
+    done(arg, err);
+}
+
+/* ReleasePartitions has a list where DropPartition has one name: with one entry both are the same bytes. */
+static void drop_part_send(struct drop_part *d, const char *method, answer_fn fn)
+{
+    Pb__PartitionRequest req = PB__PARTITION_REQUEST__INIT;
+    struct replicate_base base;
+
+    req.msg_base = replicate_base_init(&base, d->tt);
+    req.db_name = d->db;
+    req.collection_name = d->collection;
+    req.partition_name = d->partition;
+    call_send(&d->call, method, ANSWER_STATUS, d->db, &req.base, fn);
+}
+
+static void on_part_dropped(struct sink_call *c, const struct answer *a);
+
+static void on_part_released(struct sink_call *c, const struct answer *a)
+{
+    if (!a->ok)
+        drop_part_done(c, &a->err);
+    else
+        drop_part_send(drop_part_of(c), "DropPartition", on_part_dropped);
+}
+
+static void on_part_dropped(struct sink_call *c, const struct answer *a)
+{
+    struct drop_part *d = drop_part_of(c);
+    bool absent = a->milvus_code && a->err.code == ERR_NOT_FOUND;
+
+    if (!a->ok && !d->released && a->milvus_code && strstr(a->err.text, "loaded")) {
+        d->released = true;
+        drop_part_send(d, "ReleasePartitions", on_part_released);
+        return;
+    }
+    drop_part_done(c, a->ok || absent ? NULL : &a->err);
+}
+
+static void drop_part_skip(struct sink_call *c)
+{
+    drop_part_done(c, NULL);
+}
+
 struct sink_call *target_drop_partition(struct sink *s, const char *db, const char *collection,
                                         const char *partition, uint64_t tt, sink_done_fn done, void *arg)
 {
     struct target *t = target_of(s);
-    struct plain_call *p = plain_call_new(t, xasprintf("%s.%s partition %s", db, collection, partition), done, arg);
-    Pb__PartitionRequest req = PB__PARTITION_REQUEST__INIT;
-    struct replicate_base base;
+    struct drop_part *d = xcalloc(1, sizeof(*d));
 
-    if (t->ignore_partition) {
-        call_after(&p->call, 0, on_nothing_to_do);
-        return &p->call;
-    }
-    req.msg_base = replicate_base_init(&base, tt);
-    req.db_name = pb_str(db);
-    req.collection_name = pb_str(collection);
-    req.partition_name = pb_str(partition);
-    call_send(&p->call, "DropPartition", ANSWER_STATUS, db, &req.base, on_dropped);
-    return &p->call;
+    d->done = done;
+    d->arg = arg;
+    d->db = xstrdup(db);
+    d->collection = xstrdup(collection);
+    d->partition = xstrdup(partition);
+    d->tt = tt;
+    call_init(&d->call, t, xasprintf("%s.%s partition %s", db, collection, partition), drop_part_release, drop_part_done);
+    if (t->ignore_partition)
+        call_after(&d->call, 0, drop_part_skip);
+    else
+        drop_part_send(d, "DropPartition", on_part_dropped);
+    return &d->call;
 }
 
 /* ---- data ------------------------------------------------------------------------------------- */

@@ -153,7 +153,7 @@ static uint64_t time_floor(const struct link *l)
 {
     uint64_t t = l->tchan->tick_built > l->retimed_tt ? l->tchan->tick_built : l->retimed_tt;
 
-    return t + l->retime_queued;
+    return (t > l->above ? t : l->above) + l->retime_queued;
 }
 
 static void window_send(struct link *l, struct wal_pos end)
@@ -161,9 +161,15 @@ static void window_send(struct link *l, struct wal_pos end)
     size_t n;
     bool retime = in_repair(l) || l->tick_read < time_floor(l);
     struct item **items = window_take(l, retime, &n);
+    bool repair = false;
 
+    for (size_t i = 0; i < n; i++)
+        repair |= items[i]->repair;
+    if (repair)
+        l->above = l->sent_tt;
     for (size_t i = 0; i < n; i++) {
         items[i]->retime = retime;
+        items[i]->above = repair ? l->above : 0;
         items[i]->retime_more = retime && i + 1 < n && items[i + 1]->tt == items[i]->tt;
         items[i]->ack = WAL_POS_NONE; /* sorted: only the end of the window is a position */
         items[i]->doubt = end;
@@ -308,8 +314,6 @@ static void begin_catchup(struct link *l)
     l->group_open = false;
     l->tick_read = l->tick_built = l->start_tt;
     l->repair_to = wal_pos_cmp(l->sent, l->done) > 0 ? l->sent : WAL_POS_NONE;
-    if (in_repair(l) && l->sent_tt > l->retimed_tt)
-        l->retimed_tt = l->sent_tt; /* new times must be above what may be there */
 }
 
 struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt *ck)

@@ -51,6 +51,7 @@ struct item {
     int64_t dst_partition;   /* partition id on the target, -1: none */
     struct repl_budget *budget; /* the process's: charged with len until the item is freed */
     bool retime;             /* gets a new time when it is sent */
+    uint64_t above;          /* the new time must be greater: what is repaired may be there with times up to this */
     bool retime_more;        /* the next item of the link has the same source time and must get the same new one */
     bool repair;             /* the target may have it already: delete + insert */
     bool confirmed;          /* held only because time may put it after a message in doubt */
@@ -83,6 +84,7 @@ struct link {
 
     /* repair after a crash or a request in doubt: (done, repair_to] may be on the target */
     struct wal_pos repair_to; /* NONE: nothing in doubt */
+    uint64_t above;           /* new times of the last repair are greater */
 
     struct item_list hold;    /* CATCHUP: the window since the last source tick */
     size_t hold_bytes;

@@ -140,7 +140,15 @@ static uint64_t tchan_safe_tick(const struct tchan *tc, bool ahead)
     return retimed;
 }
 
-/* The time that a message gets on the target; 0: its own. */
+static uint64_t max_tt(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/*
+ * The time that a message gets on the target; 0: its own. A new time never lies before the message's own: a standby
+ * skips rows that are not newer than the creation of their collection, which has the source's time.
+ */
 static uint64_t item_new_time(struct tchan *tc, struct item *it)
 {
     struct link *l = it->link;
@@ -148,8 +156,8 @@ static uint64_t item_new_time(struct tchan *tc, struct item *it)
     if (!it->retime)
         return 0;
     if (!(l->group_open && it->tt == l->last_src_tt)) {
-        uint64_t floor = tc->tick_built > l->retimed_tt ? tc->tick_built : l->retimed_tt;
-        l->retimed_tt = floor + 1;
+        uint64_t floor = max_tt(max_tt(tc->tick_built, l->retimed_tt), it->above);
+        l->retimed_tt = max_tt(floor + 1, it->tt);
         l->last_src_tt = it->tt;
     }
     l->group_open = it->retime_more;

@@ -472,6 +472,7 @@ struct t_coll {
     char name[32];
     int n_shards;
     char vchannel[2][64];
+    uint64_t create_tt;
     bool exists, drop_msg[2];
     struct t_row *rows;
     size_t n_rows;
@@ -628,6 +629,8 @@ static void t_take(struct t_chan *ch, const uint8_t *data, size_t len)
         violation("wrong virtual channel", (uint64_t)h.collection_id, 0);
     if (h.partition_id != c->part.id)
         violation("wrong partition", (uint64_t)h.partition_id, (uint64_t)c->part.id);
+    if (row.tt <= c->create_tt) /* a standby skips what is not newer than the creation */
+        violation("row is not newer than its collection", row.tt, c->create_tt);
     c->rows = xrealloc(c->rows, (c->n_rows + 1) * sizeof(row));
     c->rows[c->n_rows++] = row;
 }
@@ -731,7 +734,7 @@ static struct sink_call *s_ensure(struct sink *s, const struct src_collection *c
     (void)db;
     call->coll = t_by_name(name);
     if (!call->coll && create)
-        call->coll = t_create(name, c->n_shards);
+        (call->coll = t_create(name, c->n_shards))->create_tt = c->create_tt;
     call->absent = !call->coll;
     call->coll_done = done;
     call->arg = arg;
@@ -1369,6 +1372,37 @@ static void test_times_are_kept(void **state)
     }
 }
 
+/* Two channels feed one: the tick is ahead of a new collection's stream when its first rows get new times. */
+static void test_new_collection_while_catching_up(void **state)
+{
+    (void)state;
+    for (unsigned seed = 50; seed < 54; seed++) {
+        rnd_state = seed;
+        char name[24];
+        if (n_colls == 0) {
+            coll_create("a", 1, 0, true);
+            write_tick();
+            start_and_wait();
+        }
+        is_stopped = false;
+        repl_task_stop(task, 1000, on_stopped, NULL);
+        while (!is_stopped)
+            spin(1);
+        task_crash();
+        for (int i = 0; i < 3; i++) {
+            snprintf(name, sizeof(name), "n%u%d", seed, i);
+            struct model_coll *c = n_colls < MAX_COLLS ? coll_create(name, 2, i, true) : colls[1];
+            write_insert(c, 0, (int)seed % N_KEYS, next_tt());
+            write_insert(c, 1, (int)seed % N_KEYS, next_tt());
+            for (int k = 0; k < 10; k++)
+                workload_step();
+        }
+        write_tick();
+        task_make();
+        wait_equal();
+    }
+}
+
 /* Nothing of what existed before the task; everything with use_start_position. */
 static void test_existing_rows(void **state)
 {
@@ -1594,6 +1628,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(test_follows),
         T(test_times_are_kept),
+        T(test_new_collection_while_catching_up),
         T(test_existing_rows),
         T(test_use_start_position),
         T(test_failing_requests),
