@@ -4,6 +4,7 @@
  * endian), type, payload. A block's last bytes stay unused when no header fits. The fragments of a
  * record make one write batch.
  */
+#include "wal/crc32c_priv.h"
 #include "wal/rocksmq_priv.h"
 
 #include "base/mem.h"
@@ -12,7 +13,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,59 +50,10 @@ struct rmq_logs {
     size_t rec_len, rec_cap;
 };
 
-/* ---- crc32c -------------------------------------------------------------------------------- */
-
-static uint32_t crc_table[256];
-static pthread_once_t crc_once = PTHREAD_ONCE_INIT;
-
-static void fill_crc_table(void)
-{
-    for (uint32_t i = 0; i < 256; i++) {
-        uint32_t c = i;
-
-        for (int k = 0; k < 8; k++)
-            c = c & 1 ? (c >> 1) ^ 0x82f63b78 : c >> 1;
-        crc_table[i] = c;
-    }
-}
-
-static uint32_t crc_soft(uint32_t crc, const uint8_t *p, size_t len)
-{
-    pthread_once(&crc_once, fill_crc_table);
-    while (len-- > 0)
-        crc = (crc >> 8) ^ crc_table[(crc ^ *p++) & 0xff];
-    return crc;
-}
-
-#if defined(__x86_64__)
-__attribute__((target("sse4.2"))) static uint32_t crc_hard(uint32_t crc, const uint8_t *p,
-                                                           size_t len)
-{
-    uint64_t c = crc, word;
-
-    for (; len >= 8; p += 8, len -= 8) {
-        memcpy(&word, p, 8);
-        c = __builtin_ia32_crc32di(c, word);
-    }
-    while (len-- > 0)
-        c = __builtin_ia32_crc32qi((uint32_t)c, *p++);
-    return (uint32_t)c;
-}
-#endif
-
-static uint32_t crc32c(const uint8_t *p, size_t len)
-{
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("sse4.2"))
-        return ~crc_hard(0xffffffff, p, len);
-#endif
-    return ~crc_soft(0xffffffff, p, len);
-}
-
 /* RocksDB stores checksums masked, since one of data that holds checksums is weak. */
 static uint32_t masked_crc(const uint8_t *p, size_t len)
 {
-    uint32_t crc = crc32c(p, len);
+    uint32_t crc = crc32c_extend(0, p, len);
 
     return (crc >> 15 | crc << 17) + 0xa282ead8;
 }
