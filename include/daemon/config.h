@@ -35,8 +35,6 @@ struct config {
     char *rocksmq_path;                      /* sourceConfig.rocksmq.path, NULL: none */
     char *replicate_chan;                    /* sourceConfig.replicateChan, required */
     int64_t time_tick_interval_ms;           /* 500 */
-    char *default_partition_name;            /* _default */
-    int64_t source_channel_num;              /* sourceConfig.channelNum, 0: not given */
     uint64_t retry_initial_ms, retry_max_ms; /* retry.initBackOff, maxBackOff; 1 s and 10 s */
     /* Byte budgets (own keys under limits:): batchBytes 4 MiB, channelBytes 8 MiB, taskBytes 32
      * MiB, processBytes 64 MiB; each is at most the next. */

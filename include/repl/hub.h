@@ -28,6 +28,7 @@ struct repl_hub_options {
     struct sink *sink;        /* borrowed */
     const char *key;          /* names the target in the store's tick records */
     unsigned tick_interval_ms; /* a tick on a channel without data */
+    unsigned retry_min_ms, retry_max_ms; /* waits between tries of what the target refused */
     size_t batch_bytes;       /* one request */
     size_t channel_bytes;     /* queued for one channel */
     struct repl_budget *budget; /* borrowed */

@@ -43,7 +43,6 @@ struct repl_task_options {
     struct repl_budget *budget;
     size_t task_bytes;               /* limit of bytes held for this task */
     const char *replicate_chan;      /* the source's replicate channel */
-    const char *default_partition;   /* "_default" */
     bool ignore_partition;
     const uint8_t *rpc_id;           /* rpc_channel_info.position, NULL: the end of the channel */
     size_t rpc_id_len;

@@ -54,6 +54,8 @@ struct key {
 #define NOTE_STORE "tasks are kept in an SQLite file: see registry.path"
 #define NOTE_SIZES "queues are bounded in bytes: see limits.channelBytes and limits.taskBytes"
 #define NOTE_PACKER "positions are stored with each confirmed batch: see limits.batchBytes"
+#define NOTE_CHANNELS "channels are paired by the collections that use them, in any number"
+#define NOTE_PARTITIONS "partitions are replicated by name, the default one too"
 #define NOTE_QUEUE "this build reads RocksMQ only: see sourceConfig.rocksmq.path"
 #define NOTE_REVERSE                                                                               \
     "deprecated in milvus-cdc too: replication goes one way, from this source to the tasks' "      \
@@ -96,10 +98,9 @@ static const struct key keys[] = {
 
     {"sourceConfig.rocksmq.path", KEY_TEXT, AT(rocksmq_path)},
     {"sourceConfig.replicateChan", KEY_TEXT, AT(replicate_chan)},
-    {"sourceConfig.channelNum", KEY_INT, AT(source_channel_num), 0, 4096, "0"},
+    {"sourceConfig.channelNum", KEY_UNUSED, .note = NOTE_CHANNELS},
     {"sourceConfig.timeTickInterval", KEY_MS, AT(time_tick_interval_ms), 10, 60000, "500"},
-    {"sourceConfig.defaultPartitionName", KEY_TEXT, AT(default_partition_name),
-     .default_text = "_default"},
+    {"sourceConfig.defaultPartitionName", KEY_UNUSED, .note = NOTE_PARTITIONS},
 
     {"retry.initBackOff", KEY_SECONDS, AT(retry_initial_ms), 0, 3600, "1"},
     {"retry.maxBackOff", KEY_SECONDS, AT(retry_max_ms), 0, 3600, "10"},

@@ -69,7 +69,7 @@ static struct coll *coll_alloc(struct repl_task *t, int64_t id, size_t n_shards)
     c->id = id;
     c->n_shards = n_shards;
     c->shards = xcalloc(n_shards ? n_shards : 1, sizeof(*c->shards));
-    c->backoff = (struct backoff)BACKOFF_INIT(100, 5000);
+    c->backoff = t->o.hub->retry;
     timer_init(&c->retry, t->loop, LOOP_PRIO_NORMAL, on_retry, c);
     HASH_ADD(hh, t->colls, id, sizeof(c->id), c);
     return c;
@@ -509,7 +509,6 @@ static void on_ensured(void *arg, const struct err *err, const struct sink_colle
     struct repl_task *t = c->task;
 
     c->call = NULL;
-    c->verifying = false;
     if (err && err->code == ERR_NOT_FOUND && (c->src_dropping || any_shard_dropped(c))) {
         coll_forget(c); /* dropped on the target already */
         return;
@@ -567,7 +566,6 @@ static void coll_ensure(struct coll *c)
     }
     create = !c->src_dropping && (c->state == COLL_MAPPING ? !c->dst_id : c->reensure);
     c->reensure = false;
-    c->verifying = true;
     c->may_exist |= create;
     c->creating = create && c->state == COLL_MAPPING;
     c->verifying_gen = t->o.sink->ops->generation(t->o.sink);

@@ -82,7 +82,7 @@ void dbs_on_database(struct repl_task *t, const char *name, bool dropped)
     d->task = t;
     d->name = xstrdup(name);
     d->target = xstrdup(target);
-    d->backoff = (struct backoff)BACKOFF_INIT(200, 10000);
+    d->backoff = t->o.hub->retry;
     timer_init(&d->retry, t->loop, LOOP_PRIO_NORMAL, db_kick, d);
     LIST_INSERT_HEAD(&t->dbs, d, entry);
     db_kick(d);

@@ -130,7 +130,6 @@ static struct item **window_take(struct link *l, bool retime, size_t *ret_n)
             items = xrealloc(items, (cap = cap ? cap * 2 : 64) * sizeof(struct item *));
         items[n++] = it;
     }
-    l->hold_bytes = 0;
     if (n)
         qsort(items, n, sizeof(struct item *), cmp_time);
     for (size_t i = 0; i < n; i++) {
@@ -211,7 +210,6 @@ void link_add(struct link *l, struct item *it)
     }
     it->confirmed = wal_pos_cmp(it->pos, l->done) <= 0 && !wal_pos_is_none(it->pos);
     TAILQ_INSERT_TAIL(&l->hold, it, entry);
-    l->hold_bytes += it->len;
 }
 
 /* The source's tick as an item; one that is last in the queue already is moved forward in place. */
@@ -355,7 +353,6 @@ static void hold_drop(struct link *l)
         TAILQ_REMOVE(&l->hold, it, entry);
         item_free(it);
     }
-    l->hold_bytes = 0;
 }
 
 void link_reset(struct link *l)

@@ -22,7 +22,7 @@ struct ops {
     struct repl_task *task;
     struct wal_reader *reader;
     struct wal_pos start;
-    bool start_known, dirty, paused, stepping;
+    bool dirty, paused, stepping;
     struct wal_pos done;
     uint64_t done_tt;
     struct pending_list pending;
@@ -48,7 +48,7 @@ struct ops *ops_new(struct repl_task *t)
 
     o->task = t;
     STAILQ_INIT(&o->pending);
-    o->backoff = (struct backoff)BACKOFF_INIT(100, 5000);
+    o->backoff = t->o.hub->retry;
     timer_init(&o->retry, t->loop, LOOP_PRIO_NORMAL, on_retry, o);
     return o;
 }
@@ -319,7 +319,6 @@ void ops_set_start(struct ops *o, const struct repl_ckpt *ck)
     o->start = ck->start;
     o->done = ck->done;
     o->done_tt = ck->done_tt;
-    o->start_known = true;
 }
 
 void ops_open(struct ops *o)

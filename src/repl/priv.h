@@ -87,14 +87,12 @@ struct link {
     uint64_t above;           /* new times of the last repair are greater */
 
     struct item_list hold;    /* CATCHUP: the window since the last source tick */
-    size_t hold_bytes;
     struct item *tick;        /* the last item in the queue is this tick: it can be moved forward in place */
     size_t queued, queued_bytes; /* items in the tchan's queue and their bytes */
     size_t rows_queued;       /* of these: not ticks */
     size_t retime_queued;     /* items there that will get new times */
 
     uint64_t tick_read;       /* last source tick that was handed in */
-    struct wal_pos tick_read_pos;
     uint64_t tick_built;      /* last source tick whose predecessors are all in a request */
     uint64_t last_src_tt;     /* of the last re-timed item, with retimed_tt its new time */
     bool group_open;          /* the last built item has retime_more */
@@ -177,6 +175,7 @@ struct repl_hub {
     struct sink *sink;
     char *key;
     unsigned tick_interval_ms;
+    struct backoff retry;      /* the waits of all who try again on the target */
     size_t batch_bytes, channel_bytes;
     struct repl_budget *budget;
     struct tchan *tchans;
@@ -227,7 +226,6 @@ struct stream {
     uint64_t tick_tt;
     bool reader_paused;
     bool draining;             /* inside stream_drain: no second one */
-    bool busy;                 /* the log was not at its end at the last batch */
     int64_t asked_for;         /* collection id that etcd is asked about */
     uint64_t asked_round;      /* answered when the task's sync_round is greater */
     char *trouble;
@@ -301,7 +299,7 @@ struct coll {
     struct part *parts;
     uint64_t verified_gen;       /* sink generation at the last check; 0: check before the next use */
     uint64_t verifying_gen;
-    bool verifying, reensure;
+    bool reensure;               /* partitions appeared: make and map them */
     bool creating;               /* the call under way may make it */
     bool storing;                /* the first record is being stored; holds a reference */
     bool src_dropping;           /* the catalog says so */
@@ -391,7 +389,7 @@ struct join_topic {
     UT_hash_handle hh;
     struct repl_task *task;
     char *name;
-    bool found, asking, answered;
+    bool asking, answered;
     struct wal_pos last;
 };
 

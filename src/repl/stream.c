@@ -485,7 +485,7 @@ static void on_batch(void *arg, const struct wal_msg *msgs, size_t n, bool caugh
 {
     struct stream *s = arg;
 
-    s->busy = !caught_up;
+    (void)caught_up;
     for (size_t i = 0; i < n; i++) {
         struct pending *p = xmalloc(sizeof(*p));
         p->msg = msgs[i];

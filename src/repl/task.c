@@ -317,8 +317,8 @@ static void on_end(void *arg, const struct err *err, bool found, struct wal_pos 
     }
     jt->asking = false;
     jt->answered = true;
-    jt->found = found;
-    jt->last = last;
+    if (found)
+        jt->last = last; /* else the topic is empty: from its first message */
     start_step(jt->task);
 }
 
@@ -766,7 +766,6 @@ struct repl_task *repl_task_new(const struct repl_task_options *o)
     t->o = *o;
     t->o.id = xstrdup(o->id);
     t->o.replicate_chan = xstrdup(o->replicate_chan);
-    t->o.default_partition = xstrdup(o->default_partition);
     t->o.hub = repl_hub_ref(o->hub);
     t->loop = o->loop;
     t->start_backoff = (struct backoff)BACKOFF_INIT(100, 5000);
@@ -823,6 +822,5 @@ void repl_task_free(struct repl_task *t)
     repl_hub_unref(t->o.hub);
     free((char *)t->o.id);
     free((char *)t->o.replicate_chan);
-    free((char *)t->o.default_partition);
     free(t);
 }

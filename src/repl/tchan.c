@@ -717,7 +717,7 @@ struct tchan *tchan_new(struct repl_hub *h, const char *name)
     tc->name = xstrdup(name);
     TAILQ_INIT(&tc->queue);
     LIST_INIT(&tc->links);
-    tc->backoff = (struct backoff)BACKOFF_INIT(200, 10000);
+    tc->backoff = h->retry;
     tc->m_tick = metric_get(METRIC_GAUGE, "milvus_cdc_center_tt", "last time tick sent, ms since 1970",
                             METRIC_LABELS({"channel_name", tc->name}));
     timer_init(&tc->tick_timer, h->loop, LOOP_PRIO_NORMAL, on_timer, tc);

@@ -95,6 +95,8 @@ static struct endpoint *endpoint_get(struct mtask *t, struct err *err)
                                                      .sink = sink,
                                                      .key = t->key,
                                                      .tick_interval_ms = (unsigned)cfg->time_tick_interval_ms,
+                                                     .retry_min_ms = (unsigned)cfg->retry_initial_ms,
+                                                     .retry_max_ms = (unsigned)cfg->retry_max_ms,
                                                      .batch_bytes = cfg->batch_bytes,
                                                      .channel_bytes = cfg->channel_bytes,
                                                      .budget = &m->budget});
@@ -154,7 +156,6 @@ int runtime_start(struct mtask *t, store_done_fn started, struct err *err)
         .budget = &m->budget,
         .task_bytes = cfg->task_bytes,
         .replicate_chan = cfg->replicate_chan,
-        .default_partition = cfg->default_partition_name,
         .ignore_partition = t->spec->ignore_partition,
         .rpc_id = t->spec->rpc_id_len ? t->spec->rpc_id : NULL,
         .rpc_id_len = t->spec->rpc_id_len,

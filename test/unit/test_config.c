@@ -124,8 +124,6 @@ static void defaults(void **state)
     assert_string_equal(cfg->rocksmq_path, "/rdb");
     assert_string_equal(cfg->replicate_chan, "by-dev-replicate-msg");
     assert_int_equal(cfg->time_tick_interval_ms, 500);
-    assert_string_equal(cfg->default_partition_name, "_default");
-    assert_int_equal(cfg->source_channel_num, 0);
     assert_int_equal(cfg->retry_initial_ms, 1000);
     assert_int_equal(cfg->retry_max_ms, 10000);
     assert_int_equal(cfg->batch_bytes, 4 << 20);
@@ -160,9 +158,7 @@ static void all_values_and_any_case(void **state)
             "    tlsminversion: 1.3\n"
             "  rocksmq: {path: /rdb}\n"
             "  replicatechan: x-replicate-msg\n"
-            "  channelNum: 16\n"
             "  timeTickInterval: 200\n"
-            "  defaultPartitionName: _d\n"
             "retry: {initBackOff: 2, maxBackOff: 30}\n"
             "limits: {batchBytes: 65536, channelBytes: 128KiB, taskBytes: 1 mib, processBytes: "
             "2GiB}\n");
@@ -187,9 +183,7 @@ static void all_values_and_any_case(void **state)
     assert_string_equal(cfg->source_etcd.tls_ca_cert_path, "ca.pem");
     assert_int_equal(cfg->source_etcd.tls_min_version, 13);
     assert_string_equal(cfg->replicate_chan, "x-replicate-msg");
-    assert_int_equal(cfg->source_channel_num, 16);
     assert_int_equal(cfg->time_tick_interval_ms, 200);
-    assert_string_equal(cfg->default_partition_name, "_d");
     assert_int_equal(cfg->retry_initial_ms, 2000);
     assert_int_equal(cfg->retry_max_ms, 30000);
     assert_int_equal(cfg->batch_bytes, 65536);
@@ -278,6 +272,7 @@ static void file_of_the_go_daemon(void **state)
               "metaStoreConfig is not used: tasks are kept in an SQLite file: see registry.path");
     assert_in(logged, "key=metaStoreConfig");
     assert_in(logged, "key=sourceConfig.readChanLen");
+    assert_in(logged, "key=sourceConfig.defaultPartitionName");
     assert_in(logged, "key=sourceConfig.pulsar.webAddress");
     assert_in(logged, "key=sourceConfig.pulsar.authParams");
     assert_in(logged, "key=sourceConfig.kafka.producer");
@@ -365,7 +360,7 @@ static void wrong_values(void **state)
         {"{a: b}: 1\n", ":2: top level", "a key must be text"},
         {"maxTaskNum: 1\nmaxTaskNum: 2\n", ":3: maxTaskNum", "twice, first in line 2"},
         {"maxTaskNum: 1\nMAXTASKNUM: ''\n", ":3: maxTaskNum", "twice, first in line 2"},
-        {"SourceConfig: {channelNum: 1}\n", ":2: SourceConfig", "twice, first in line 1"},
+        {"SourceConfig: {timeTickInterval: 100}\n", ":2: SourceConfig", "twice, first in line 1"},
         {"packer: {a: 1}\npacker: {a: 1}\n", ":3: packer", "twice"},
         {"---\naddress: h:1\n", ":3: top level", "second document"},
     };

@@ -1090,11 +1090,12 @@ static void task_make(void)
 {
     budget.limit = 1 << 20;
     hub = repl_hub_new(&(struct repl_hub_options){.loop = loop, .sink = &sink, .key = "t", .tick_interval_ms = 5,
+                                                  .retry_min_ms = 20, .retry_max_ms = 200,
                                                   .batch_bytes = 1500, .channel_bytes = 6000, .budget = &budget});
     task = repl_task_new(&(struct repl_task_options){
         .loop = loop, .id = "task", .hub = hub, .sink = &sink, .catalog = &catalog, .wal = &wal, .store = &store,
         .selection = {.match = sel_match, .match_db = sel_db, .position = sel_pos}, .budget = &budget,
-        .task_bytes = 1 << 20, .replicate_chan = "replicate", .default_partition = "_default", .on_fatal = on_fatal});
+        .task_bytes = 1 << 20, .replicate_chan = "replicate", .on_fatal = on_fatal});
     is_started = is_fatal = false;
     repl_task_start(task, on_started, NULL);
 }
