@@ -233,8 +233,8 @@ struct stream {
     struct backoff backoff;
 };
 
-struct stream *stream_new(struct repl_task *t, const char *channel);
-struct stream *task_stream(struct repl_task *t, const char *channel); /* NULL: none */
+/* The task's stream of a channel, made where missing. */
+struct stream *task_stream(struct repl_task *t, const char *channel);
 void stream_free(struct stream *s);
 /* Begins to read at the lowest place that a link or a shard needs. */
 void stream_open(struct stream *s);
@@ -327,6 +327,9 @@ struct coll_join {
 /* A collection that joins now: state NEW, nothing stored yet. joins: one for each shard. */
 struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m,
                       const struct coll_join *joins);
+/* The empty object, and a new partition of it (coll.c), for those that read records. */
+struct coll *coll_alloc(struct repl_task *t, int64_t id, size_t n_shards);
+struct part *coll_part_new(struct coll *c, int64_t id, const char *name);
 struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_rec *rec, struct err *err);
 /* Adds its record to the batch / stores it in a commit of its own. */
 void coll_put(struct coll *c, struct store_batch *b);

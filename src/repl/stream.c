@@ -19,14 +19,6 @@ static void on_batch(void *arg, const struct wal_msg *msgs, size_t n, bool caugh
 static void on_trouble(void *arg, const struct err *err);
 static void on_drain_timer(void *arg);
 
-struct stream *task_stream(struct repl_task *t, const char *channel)
-{
-    struct stream *s;
-
-    HASH_FIND_STR(t->streams, channel, s);
-    return s;
-}
-
 static void on_reset_timer(void *arg)
 {
     struct stream *s = arg;
@@ -41,7 +33,7 @@ static void on_reset_timer(void *arg)
     stream_open(s);
 }
 
-struct stream *stream_new(struct repl_task *t, const char *channel)
+static struct stream *stream_new(struct repl_task *t, const char *channel)
 {
     struct stream *s = xcalloc(1, sizeof(*s));
 
@@ -54,6 +46,14 @@ struct stream *stream_new(struct repl_task *t, const char *channel)
     timer_init(&s->drain_timer, t->loop, LOOP_PRIO_LOW, on_drain_timer, s);
     HASH_ADD_KEYPTR(hh, t->streams, s->channel, strlen(s->channel), s);
     return s;
+}
+
+struct stream *task_stream(struct repl_task *t, const char *channel)
+{
+    struct stream *s;
+
+    HASH_FIND_STR(t->streams, channel, s);
+    return s ? s : stream_new(t, channel);
 }
 
 static void pending_clear(struct stream *s)
