@@ -268,6 +268,31 @@ static void map_new_parts(struct coll *c, const struct src_collection *sc, const
     }
 }
 
+static void begin_part_drop(struct coll *c, struct part *p)
+{
+    if (p->dropping)
+        return;
+    p->dropping = true;
+    c->task->drops_open++;
+}
+
+/* Dropped on the source while it was being made on the target: no row was ever sent for it, only the call is left. */
+static void drop_orphans(struct coll *c, const struct src_collection *sc, const struct sink_collection *d)
+{
+    for (size_t i = 0; sc && i < sc->n_partitions; i++) {
+        const struct src_partition *sp = &sc->partitions[i];
+        struct part *p;
+        if (sp->state != SRC_DROPPING || coll_part(c, sp->id) || !dst_part_id(d, sp->name) || part_by_name(c, sp->name))
+            continue;
+        p = coll_part_new(c, sp->id, sp->name);
+        p->dst_id = dst_part_id(d, sp->name);
+        p->forced = true;
+        begin_part_drop(c, p);
+        for (size_t k = 0; k < c->n_shards; k++)
+            p->shards[k] = SHARD_DROP_SENT;
+    }
+}
+
 /* Known ones: still the same on the target? One that is dropped there already has nothing left to do. */
 static int check_parts(struct coll *c, const struct sink_collection *d)
 {
@@ -369,6 +394,8 @@ static void on_ensured(void *arg, const struct err *err, const struct sink_colle
     if (map_shards(c, d) || check_parts(c, d))
         return;
     map_new_parts(c, t->o.catalog->ops->get(t->o.catalog, c->id), d);
+    if (!t->o.ignore_partition && !c->src_dropping)
+        drop_orphans(c, t->o.catalog->ops->get(t->o.catalog, c->id), d);
     c->verified_gen = c->verifying_gen;
     coll_mapped(c);
 }
@@ -467,14 +494,6 @@ void coll_shard_drop(struct coll *c, size_t shard, uint64_t tt)
     c->shards[shard].drop = SHARD_DROP_QUEUED;
     c->shards[shard].drop_tt = tt;
     begin_drop(c);
-}
-
-static void begin_part_drop(struct coll *c, struct part *p)
-{
-    if (p->dropping)
-        return;
-    p->dropping = true;
-    c->task->drops_open++;
 }
 
 bool coll_part_drop(struct coll *c, int64_t partition_id, size_t shard, uint64_t tt)

@@ -3,8 +3,8 @@
  *
  * One after another, in the order of the log.  An operation waits until the data before it is on the target: every
  * channel of its collection must have been given a tick at or above the operation's time. It is skipped when its
- * collection is not the task's, or is dropped already. The position is stored when it is done; a repeated operation is
- * harmless (the sink takes "exists already" for done).
+ * collection is not the task's, or is dropped already. The position is stored when it is done and before the
+ * next one begins, so a crash repeats at most the last one, which is harmless ("exists already" is done).
  */
 #include "repl/priv.h"
 
@@ -23,6 +23,8 @@ struct ops {
     struct wal_reader *reader;
     struct wal_pos start;
     bool dirty, paused, stepping;
+    bool storing;          /* the position behind the last operation is on the way to disk */
+    bool applied;          /* the operation at the head did something on the target */
     struct wal_pos done;
     uint64_t done_tt;
     struct pending_list pending;
@@ -76,6 +78,7 @@ void ops_free(struct ops *o)
         return;
     o->task->o.sink->ops->cancel(o->call);
     o->call = NULL;
+    o->task->o.store->ops->cancel(o->task->o.store, o);
     ops_close_reader(o);
     while (o->n_pending)
         pop(o);
@@ -85,6 +88,34 @@ void ops_free(struct ops *o)
 }
 
 /* ---- the operation at the head ---------------------------------------------------------------------- */
+
+static void on_stored(void *arg, const struct err *err)
+{
+    struct ops *o = arg;
+
+    o->storing = false;
+    if (err)
+        task_fatal(o->task, err);
+    else
+        ops_kick(o);
+}
+
+/*
+ * An operation may be repeated after a crash only as long as none after it was done: an index cannot be dropped again
+ * once the collection is loaded again.  So the next one waits until the position is durable.
+ */
+static void store_position(struct ops *o)
+{
+    struct store *s = o->task->o.store;
+    struct store_batch *b = s->ops->begin(s, o->task->o.id);
+    struct repl_ckpt ck;
+
+    ops_fill_ckpt(o, &ck);
+    s->ops->put_ckpt(b, &ck);
+    o->dirty = false;
+    o->storing = true;
+    s->ops->commit(b, on_stored, o);
+}
 
 static void finished(struct ops *o, const struct msg_head *h)
 {
@@ -100,6 +131,9 @@ static void finished(struct ops *o, const struct msg_head *h)
     o->backoff.cur_ms = 0;
     set_text(&o->trouble, NULL);
     pop(o);
+    if (o->applied)
+        store_position(o);
+    o->applied = false;
 }
 
 static void fatal(struct ops *o, const struct err *cause, const char *what)
@@ -121,6 +155,7 @@ static void on_applied(void *arg, const struct err *err)
     (void)msg_scan(STAILQ_FIRST(&o->pending)->msg.data, STAILQ_FIRST(&o->pending)->msg.len, &h, NULL);
     if (!err) {
         task_count_call(o->task, msg_type_name(h.type));
+        o->applied = true;
         o->index++;
         o->refusals = 0;
         set_text(&o->trouble, NULL);
@@ -269,7 +304,7 @@ void ops_kick(struct ops *o)
     if (o->task->fatal || o->task->state != RUN_RUNNING || o->stepping)
         return;
     o->stepping = true;
-    while (!o->call && !timer_armed(&o->retry) && !STAILQ_EMPTY(&o->pending))
+    while (!o->call && !o->storing && !timer_armed(&o->retry) && !STAILQ_EMPTY(&o->pending))
         if (!step(o))
             break;
     o->stepping = false;
