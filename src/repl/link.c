@@ -340,6 +340,8 @@ struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt
     LIST_INSERT_HEAD(&s->links, l, of_stream);
     tchan_attach(tc, l);
     if (in_repair(l))
+        tchan_quarantine(tc);
+    if (in_repair(l))
         log_info("repl", "requests in doubt will be repaired", KS("task", s->task->o.id), KS("from", s->channel),
                  KS("to", tc->name), KU("done", l->done.minor), KU("in_doubt_to", l->sent.minor));
     return l;

@@ -191,6 +191,8 @@ void tchan_free(struct tchan *tc);
 /* The link feeds the channel from now on; its task's store tells the tick that the channel has seen. */
 void tchan_attach(struct tchan *tc, struct link *l);
 void tchan_detach(struct tchan *tc, struct link *l);
+/* Something sent before is in doubt: it may still be at work in the target. Sends nothing for a moment. */
+void tchan_quarantine(struct tchan *tc);
 void tchan_queue(struct tchan *tc, struct item *take);
 /* Drops the link's items that are in no request yet. */
 void tchan_unqueue(struct tchan *tc, struct link *l);

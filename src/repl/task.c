@@ -522,6 +522,8 @@ static void on_loaded(void *arg, const struct err *err, const struct repl_ckpt *
 {
     struct repl_task *t = arg;
 
+    if (t->state != RUN_LOADING)
+        return; /* stopped meanwhile */
     if (err) {
         set_text(&t->start_trouble, err->text);
         timer_set(&t->start_timer, backoff_next_ms(&t->start_backoff));

@@ -16,6 +16,12 @@
 #include "base/log.h"
 #include "base/mem.h"
 
+/*
+ * A request of a process that was killed, or of a connection that was lost, can be carried out by the target after the
+ * next one that we send, when the target is short of CPU (seen with 2.3.5: it landed behind the repair of its own rows).
+ */
+#define QUARANTINE_MS 1500
+
 /* Code 65535 has no meaning of its own (target.md 1.1): with the back-off this is about three minutes. */
 #define MAX_REFUSALS 20
 
@@ -239,8 +245,7 @@ static uint64_t item_append(struct tchan *tc, struct item *it, struct request *r
     if (it->kind == ITEM_DROP && !it->buf) {
         if (tt <= tc->tick_built)
             tt = tc->tick_built + 1;
-        if (tt < it->link->row_max)
-            tt = it->link->row_max;
+        tt = max_tt(tt, max_tt(it->link->row_max, it->link->tick_read + 1));
     }
     if (tt > it->link->row_max)
         it->link->row_max = tt;
@@ -651,6 +656,8 @@ static void on_answer(void *arg, const struct err *err, bool doubt, const char *
         if (err->cls != ERRC_RETRY || (err->code == ERR_INTERNAL && ++tc->refusals >= MAX_REFUSALS))
             request_give_up(r, err);
         timer_set(&tc->retry_timer, backoff_next_ms(&tc->backoff));
+        if (doubt)
+            tchan_quarantine(tc);
     }
     request_free(r);
     tchan_progress(tc);
@@ -784,6 +791,11 @@ void tchan_attach(struct tchan *tc, struct link *l)
 {
     LIST_INSERT_HEAD(&tc->links, l, of_tchan);
     tchan_load(tc);
+}
+
+void tchan_quarantine(struct tchan *tc)
+{
+    timer_set(&tc->retry_timer, QUARANTINE_MS + backoff_next_ms(&(struct backoff){1, 100, 0}));
 }
 
 /* A store that goes away must not answer any more: ask again through another one. */

@@ -22,6 +22,7 @@
 #define STOP_LIMIT_MS 3000
 
 static void op_begin(void *arg);
+static void stop_step(struct manager *m);
 
 static const char *state_name(enum task_state s)
 {
@@ -128,7 +129,7 @@ static void op_finish(struct mtask *t, const struct err *err, bool gone)
         free(o);
     }
     if (m->stop)
-        manager_stop(m, NULL, NULL);
+        stop_step(m);
 }
 
 static void set_state(struct mtask *t, enum task_state state, const char *reason)
@@ -174,6 +175,7 @@ static void on_running_stored(void *arg, const struct err *err)
 {
     struct mtask *t = arg;
 
+    t->storing_run = false;
     if (err && STAILQ_FIRST(&t->ops)->kind == OP_CREATE) {
         create_fail(t, err);
         return;
@@ -192,8 +194,10 @@ static void on_started(void *arg, const struct err *err)
         return; /* a start that nobody waits for */
     if (o->kind == OP_CREATE && err)
         create_fail(t, err);
-    else if (o->kind == OP_CREATE || o->kind == OP_RESUME)
+    else if (o->kind == OP_CREATE || o->kind == OP_RESUME) {
+        t->storing_run = true;
         store_state(t, TASK_RUNNING, "", on_running_stored);
+    }
 }
 
 static void start_timeout(void *arg)
@@ -321,6 +325,8 @@ static int check_overlap(struct manager *m, struct task_spec *spec, const char *
 
 /* Answers a create that never became a task, from the loop. */
 struct late_answer {
+    LIST_ENTRY(late_answer) entry;
+    struct manager *m; /* NULL: it is gone */
     manager_fn fn;
     void *arg;
     struct err err;
@@ -331,6 +337,8 @@ static void answer_late(void *arg)
 {
     struct late_answer *a = arg;
 
+    if (a->m)
+        LIST_REMOVE(a, entry);
     if (a->fn)
         a->fn(a->arg, a->ok ? NULL : &a->err);
     free(a);
@@ -340,6 +348,8 @@ static void answer(struct manager *m, manager_fn fn, void *arg, const struct err
 {
     struct late_answer *a = xcalloc(1, sizeof(*a));
 
+    a->m = m;
+    LIST_INSERT_HEAD(&m->late, a, entry);
     a->fn = fn;
     a->arg = arg;
     a->ok = err == NULL;
@@ -432,12 +442,14 @@ void manager_on_fatal(void *arg, const struct err *err)
 {
     struct mtask *t = arg;
     struct op *head = STAILQ_FIRST(&t->ops);
+    struct err copy = *err; /* it lies in the runtime, which goes */
 
-    if (head && head->kind == OP_CREATE) {
+    err = &copy;
+    if (head && head->kind == OP_CREATE && !t->storing_run) {
         create_fail(t, err);
         return;
     }
-    if (head && head->kind == OP_RESUME) {
+    if (head && head->kind == OP_RESUME && !t->storing_run) {
         timer_cancel(&t->timer);
         runtime_release(t);
         op_finish(t, err, false);
@@ -607,7 +619,11 @@ void manager_delete(struct manager *m, const char *task_id, manager_fn done, voi
 void manager_cancel(struct manager *m, void *arg)
 {
     struct op *o;
+    struct late_answer *a;
 
+    LIST_FOREACH(a, &m->late, entry)
+        if (a->arg == arg)
+            a->fn = NULL;
     for (struct mtask *t = m->tasks; t; t = t->hh.next)
         STAILQ_FOREACH(o, &t->ops, entry)
             if (o->arg == arg)
@@ -670,44 +686,52 @@ void manager_start(struct manager *m, reg_done_fn ready, void *arg)
 static void on_stop_one(void *arg)
 {
     struct mtask *t = arg;
-    struct manager *m = t->m;
 
     runtime_release(t);
-    if (--m->stopping == 0 && m->stopped)
-        m->stopped(m->stopped_arg);
+    stop_step(t->m);
 }
 
-/* A request that is under way ends first (op_finish calls again); its client gets the answer. */
-void manager_stop(struct manager *m, void (*done)(void *arg), void *arg)
+/* Stops what runs and has no request under way; done when nothing is left. Each end of a request calls again. */
+static void stop_step(struct manager *m)
 {
-    struct mtask *t, *tmp;
+    bool busy = false;
 
-    if (done) {
-        m->stopped = done;
-        m->stopped_arg = arg;
-        m->stop = true;
-        m->stopping++; /* so that a stop without tasks ends too, from here */
-    }
-    HASH_ITER(hh, m->tasks, t, tmp) {
+    for (struct mtask *t = m->tasks; t; t = t->hh.next) {
+        busy |= t->run || !STAILQ_EMPTY(&t->ops);
         if (!t->run || !STAILQ_EMPTY(&t->ops) || t->stop_begun)
             continue;
         t->stop_begun = true;
-        m->stopping++;
         repl_task_stop(t->run, STOP_LIMIT_MS, on_stop_one, t);
     }
-    if (done && --m->stopping == 0)
-        loop_defer(m->d.loop, done, arg);
+    if (busy || !m->stopped)
+        return;
+    loop_defer(m->d.loop, m->stopped, m->stopped_arg);
+    m->stopped = NULL;
+}
+
+void manager_stop(struct manager *m, void (*done)(void *arg), void *arg)
+{
+    m->stopped = done;
+    m->stopped_arg = arg;
+    m->stop = true;
+    stop_step(m);
 }
 
 void manager_free(struct manager *m)
 {
     struct mtask *t, *tmp;
+    struct late_answer *a;
 
     if (!m)
         return;
     m->d.registry->ops->cancel(m->d.registry, m);
     positions_free(m);
     m->stop = false;
+    while ((a = LIST_FIRST(&m->late))) {
+        LIST_REMOVE(a, entry);
+        a->m = NULL;
+        a->fn = NULL;
+    }
     HASH_ITER(hh, m->tasks, t, tmp)
         mtask_free(t);
     free(m->ids);

@@ -54,6 +54,7 @@ struct mtask {
     struct timer next;      /* the op at the head begins from the loop */
     struct err failure;     /* of the op under way */
     bool stop_begun;
+    bool storing_run;       /* state Running is being stored: what fails now is handled after that */
 };
 
 struct manager {
@@ -67,8 +68,8 @@ struct manager {
     void *ready_arg;
     void (*stopped)(void *arg);
     void *stopped_arg;
-    unsigned stopping;
     bool stop;
+    LIST_HEAD(, late_answer) late;
     LIST_HEAD(, position_req) position_reqs;
 };
 

@@ -7,6 +7,7 @@ from pymilvus import Collection, CollectionSchema, DataType as T, FieldSchema as
 from pymilvus.exceptions import MilvusException
 
 from compare import quote
+from servers import wait_for
 
 DIM = 8
 FLOAT_INDEXES = [
@@ -122,7 +123,15 @@ class Table:
     def show(self):
         """Index and load, without which nothing can be queried."""
         self.index()
-        self.collection.load(timeout=60)
+        wait_for(f"the source loads {self.name}", self.load, 120, 1)
+
+    def load(self):
+        """False while the source cannot: just after its restart it has no query node yet."""
+        try:
+            self.collection.load(timeout=60)
+            return True
+        except MilvusException:
+            return False
 
     def drop(self):
         self.collection.drop(timeout=60)
