@@ -140,8 +140,9 @@ struct request {
     uint64_t tick;             /* the tick at its end, 0: none */
     size_t bytes;
     unsigned commits_open;     /* intents not durable yet */
+    struct store **noted;      /* where they are being stored */
+    size_t n_noted;
     bool failed;               /* an intent was refused: never send */
-    bool retired;              /* nobody's; freed when its last intent is answered */
 };
 
 struct tchan {

@@ -52,6 +52,7 @@ static void request_free(struct request *r)
         item_free(it);
     }
     evbuffer_free(r->msgs);
+    free(r->noted);
     free(r->ranges);
     free(r);
 }
@@ -85,22 +86,20 @@ static bool task_noted(const struct request *r, size_t i)
     return false;
 }
 
-/* Frees it, now or when its note is on disk. */
+/* Frees it; its notes go to disk all the same, but nobody waits for them. */
 static void request_retire(struct request *r)
 {
-    if (!r->commits_open) {
-        request_free(r);
-        return;
-    }
-    r->retired = true;
-    r->tchan = NULL;
-    for (size_t i = 0; i < r->n_ranges; i++)
-        r->ranges[i].link = NULL;
-    while (!TAILQ_EMPTY(&r->items)) {
-        struct item *it = TAILQ_FIRST(&r->items);
-        TAILQ_REMOVE(&r->items, it, entry);
-        item_free(it);
-    }
+    for (size_t i = 0; i < r->n_noted && r->commits_open; i++)
+        r->noted[i]->ops->cancel(r->noted[i], r);
+    request_free(r);
+}
+
+static bool request_noted_in(const struct request *r, const struct store *store)
+{
+    for (size_t i = 0; r && i < r->n_noted; i++)
+        if (r->noted[i] == store)
+            return true;
+    return false;
 }
 
 static void request_forget(struct request *r, const struct link *l)
@@ -401,11 +400,6 @@ static void on_intent(void *arg, const struct err *err)
     struct request *r = arg;
 
     r->commits_open--;
-    if (r->retired) {
-        if (!r->commits_open)
-            request_free(r);
-        return;
-    }
     if (err) {
         /* not ours any more (another owner): never send it */
         r->failed = true;
@@ -444,6 +438,8 @@ static void note_link(struct store *store, struct store_batch *b, struct req_ran
 static void request_commit(struct request *r, struct store *store, struct store_batch *b)
 {
     r->commits_open++;
+    r->noted = xrealloc(r->noted, (r->n_noted + 1) * sizeof(struct store *));
+    r->noted[r->n_noted++] = store;
     store->ops->commit(b, on_intent, r);
 }
 
@@ -798,9 +794,11 @@ void tchan_quarantine(struct tchan *tc)
     timer_set(&tc->retry_timer, QUARANTINE_MS + backoff_next_ms(&(struct backoff){1, 100, 0}));
 }
 
-/* A store that goes away must not answer any more: ask again through another one. */
-static void tchan_leave_store(struct tchan *tc, struct store *s)
+/* A store may go away with its task: nothing may wait for its answers. What was asked is asked through another one. */
+static void tchan_forget_store(struct tchan *tc, struct store *s)
 {
+    if (request_noted_in(tc->next, s) && tc->next->commits_open)
+        tchan_discard_next(tc);
     if (tc->load_store != s)
         return;
     s->ops->cancel(s, tc);
@@ -810,10 +808,10 @@ static void tchan_leave_store(struct tchan *tc, struct store *s)
 void tchan_detach(struct tchan *tc, struct link *l)
 {
     tchan_discard_next_with(tc, l);
+    tchan_forget_store(tc, l->stream->task->o.store);
     tchan_unqueue(tc, l);
     request_forget(tc->flying, l);
     LIST_REMOVE(l, of_tchan);
-    tchan_leave_store(tc, l->stream->task->o.store);
     tchan_load(tc);
     timer_set(&tc->tick_timer, 0); /* the minimum may have risen */
 }
@@ -831,6 +829,6 @@ void tchan_keep_stop(struct tchan *tc, const char *task_id)
     if (!tc->keep_task || strcmp(tc->keep_task, task_id) != 0)
         return;
     set_text(&tc->keep_task, NULL);
-    tchan_leave_store(tc, tc->keep_store);
+    tchan_forget_store(tc, tc->keep_store);
     tc->keep_store = NULL;
 }
