@@ -26,8 +26,6 @@
 
 /* A link this close to the channel's tick holds the tick back until it has caught up. */
 #define NEAR_MS 3000
-/* A TimeTick message of 2.3.5 (source.md 5). */
-#define TICK_BYTES 17
 
 struct item *item_new(enum item_kind kind, struct link *l)
 {
@@ -339,11 +337,11 @@ struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt
     link_metrics(l);
     LIST_INSERT_HEAD(&s->links, l, of_stream);
     tchan_attach(tc, l);
-    if (in_repair(l))
+    if (in_repair(l)) {
         tchan_quarantine(tc);
-    if (in_repair(l))
         log_info("repl", "requests in doubt will be repaired", KS("task", s->task->o.id), KS("from", s->channel),
                  KS("to", tc->name), KU("done", l->done.minor), KU("in_doubt_to", l->sent.minor));
+    }
     return l;
 }
 

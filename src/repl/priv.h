@@ -25,6 +25,9 @@
 #include "repl/port.h"
 #include "repl/task.h"
 
+/* A TimeTick message of 2.3.5 (source.md 5), for the metrics. */
+#define TICK_BYTES 17
+
 struct coll;
 struct link;
 struct stream;

@@ -505,7 +505,7 @@ static void range_confirm(struct req_range *rg, const char *target_pos)
         l->start = rg->tick_pos;
         l->start_tt = l->done_tt = rg->tick_tt;
         l->m_write_tt->value = (double)tt_to_ms(rg->tick_tt);
-        l->m_bytes[1][2]->value += 17;
+        l->m_bytes[1][2]->value += TICK_BYTES;
     }
     if (rg->has_rows && wal_pos_cmp(rg->op, l->op) > 0) {
         l->op = rg->op;
@@ -651,9 +651,8 @@ static void on_answer(void *arg, const struct err *err, bool doubt, const char *
         request_failed(tc, r, err, doubt);
         if (err->cls != ERRC_RETRY || (err->code == ERR_INTERNAL && ++tc->refusals >= MAX_REFUSALS))
             request_give_up(r, err);
-        timer_set(&tc->retry_timer, backoff_next_ms(&tc->backoff));
-        if (doubt)
-            tchan_quarantine(tc);
+        uint64_t wait = backoff_next_ms(&tc->backoff);
+        timer_set(&tc->retry_timer, doubt && wait < QUARANTINE_MS ? QUARANTINE_MS : wait);
     }
     request_free(r);
     tchan_progress(tc);
@@ -791,7 +790,7 @@ void tchan_attach(struct tchan *tc, struct link *l)
 
 void tchan_quarantine(struct tchan *tc)
 {
-    timer_set(&tc->retry_timer, QUARANTINE_MS + backoff_next_ms(&(struct backoff){1, 100, 0}));
+    timer_set(&tc->retry_timer, QUARANTINE_MS);
 }
 
 /* A store may go away with its task: nothing may wait for its answers. What was asked is asked through another one. */
