@@ -24,7 +24,7 @@ declare -A foreign=(
     [net]="event2 nghttp2 openssl"
     [pg]="event2 libpq"
     [repl]="jansson uthash utlist event2/buffer.h"
-    [wal]="event2 rocksdb uthash utlist protobuf-c generated"
+    [wal]="event2 rocksdb librdkafka lz4 zstd snappy-c zlib openssl jansson uthash utlist protobuf-c generated"
     [milvus]="event2 nghttp2 jansson uthash utlist protobuf-c generated"
     [registry]="event2 sqlite3 jansson uthash utlist"
     [task]="event2 jansson uthash utlist"
@@ -53,7 +53,7 @@ while IFS=: read -r file line text; do
         allowed generated "${foreign[$layer]}" || { printf '%s:%s: generated code in %s/\n' "$file" "$line" "$layer"; bad=1; }
     elif [[ -n ${ours[${path%%/*}]+x} && $path == */* ]]; then
         allowed "$path" "${ours[$layer]}" || { printf '%s:%s: %s/ must not include %s\n' "$file" "$line" "$layer" "$path"; bad=1; }
-    elif [[ $path =~ ^(event2|nghttp2|openssl|rocksdb|google|protobuf-c)/ || $path =~ ^(jansson|sqlite3|yaml|uthash|utlist|libpq-fe)\.h$ ]]; then
+    elif [[ $path =~ ^(event2|nghttp2|openssl|rocksdb|librdkafka|google|protobuf-c)/ || $path =~ ^(jansson|sqlite3|yaml|uthash|utlist|libpq-fe|lz4|zstd|snappy-c|zlib)\.h$ ]]; then
         allowed "$path" "${foreign[$layer]}" || { printf '%s:%s: %s/ must not include <%s>\n' "$file" "$line" "$layer" "$path"; bad=1; }
     fi
 done < <(grep -rnE '^[[:space:]]*#[[:space:]]*include' src include --include='*.c' --include='*.h')

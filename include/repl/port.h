@@ -1,7 +1,7 @@
 /*
  * port.h - what the replication heart (repl/) needs from the world, and nothing more.
  *
- *   wal_port      streams of one message queue (RocksMQ; later Kafka, Pulsar, NATS)
+ *   wal_port      streams of one message queue (RocksMQ, Kafka, Pulsar, NATS)
  *   catalog_port  the source's collections and partitions, from etcd
  *   sink_port     the target: objects, and batches of encoded messages for its physical channels
  *   store_port    durable records: checkpoints, intents, collection states
@@ -25,13 +25,13 @@ struct evbuffer;
 
 /*
  * A message's place in one topic, in a form that every queue can be mapped to and that compares.
- * RocksMQ, Kafka, NATS: major = 0, minor = id / offset / stream sequence (so id+1 for none: see WAL_POS_NONE).
- * Pulsar: major = ledger, minor = entry << 20 | batch index.
+ * RocksMQ, NATS: major = 0, minor = id / stream sequence.  Kafka: major = 0, minor = offset + 1.
+ * Pulsar: major = ledger + 1, minor = entry << 20 | batch index.
  */
 struct wal_pos {
     uint64_t major, minor;
 };
-/* Before every message. RocksMQ ids and NATS sequences start at 1; Kafka offsets are stored + 1. */
+/* Before every message. RocksMQ ids and NATS sequences start at 1; hence the + 1 of the others. */
 #define WAL_POS_NONE ((struct wal_pos){0, 0})
 
 static inline int wal_pos_cmp(struct wal_pos a, struct wal_pos b)
@@ -77,6 +77,7 @@ struct wal_port;
 struct wal_reader;
 
 typedef void (*wal_end_fn)(void *arg, const struct err *err, bool found, struct wal_pos last);
+typedef void (*wal_forget_fn)(void *arg, const struct err *err);
 
 struct wal_port_ops {
     /* Opens a reader; reading begins at once. A topic that does not exist yet is waited for (earliest). */
@@ -90,6 +91,14 @@ struct wal_port_ops {
     void (*end)(struct wal_port *w, const char *topic, wal_end_fn done, void *arg);
     /* Drops the callbacks of all end() calls made with arg. */
     void (*end_cancel)(struct wal_port *w, void *arg);
+    /*
+     * For queues whose retention follows its subscriptions (Pulsar), else NULL. retain: what owner (a task's id) still
+     * needs of topic is from on, inclusive; NONE: everything that is there. May move forward often; retried inside,
+     * durable on the broker, also while nothing reads. forget: owner needs nothing of topic any more; done comes once
+     * the broker knows (a topic without such a subscription is success; RETRY: the broker does not answer now).
+     */
+    void (*retain)(struct wal_port *w, const char *owner, const char *topic, struct wal_pos from);
+    void (*forget)(struct wal_port *w, const char *owner, const char *topic, wal_forget_fn done, void *arg);
     /* The queue's own encoding, as in MsgPosition.msgID. encode: returns the length (<= WAL_ID_MAX). */
     size_t (*id_encode)(struct wal_pos pos, uint8_t *ret_id);
     int (*id_decode)(const uint8_t *id, size_t len, struct wal_pos *ret_pos);
