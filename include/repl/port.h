@@ -44,6 +44,13 @@ static inline bool wal_pos_is_none(struct wal_pos p)
 {
     return p.major == 0 && p.minor == 0;
 }
+/* The greatest position below p; NONE stays. Such a message need not exist. */
+static inline struct wal_pos wal_pos_before(struct wal_pos p)
+{
+    if (p.minor)
+        return (struct wal_pos){p.major, p.minor - 1};
+    return p.major ? (struct wal_pos){p.major - 1, UINT64_MAX} : p;
+}
 
 #define WAL_ID_MAX 32 /* bytes of an encoded message id (MsgPosition.msgID) */
 

@@ -346,6 +346,20 @@ static bool any_shard_dropped(const struct coll *c)
     return false;
 }
 
+static void want_part(struct coll *c, const struct src_partition *sp);
+
+/* What appeared on the source while nobody was looking (a pause, a restart): no event comes for it any more. */
+static void want_missed_parts(struct coll *c)
+{
+    const struct src_collection *sc = c->task->o.catalog->ops->get(c->task->o.catalog, c->id);
+
+    for (size_t i = 0; sc && i < sc->n_partitions; i++) {
+        struct part *p = coll_part(c, sc->partitions[i].id);
+        if (sc->partitions[i].state == SRC_ALIVE && !(p && p->dst_id))
+            want_part(c, &sc->partitions[i]);
+    }
+}
+
 static void coll_mapped(struct coll *c)
 {
     bool first = c->state == COLL_MAPPING;
@@ -361,6 +375,8 @@ static void coll_mapped(struct coll *c)
                  KI("id", c->id), KI("target_id", c->dst_id), KU("shards", c->n_shards));
     }
     link_shards(c);
+    if (first && c->state == COLL_ACTIVE)
+        want_missed_parts(c);
     for (size_t i = 0; i < c->n_shards; i++) {
         stream_open(c->shards[i].stream);
         stream_kick(c->shards[i].stream);
@@ -729,11 +745,8 @@ void coll_update(struct coll *c, const struct src_collection *sc)
         c->src_dropping = true;
         task_kick_waiting(c->task);
     }
-    for (size_t i = 0; i < sc->n_partitions && c->state == COLL_ACTIVE; i++) {
-        struct part *p = coll_part(c, sc->partitions[i].id);
-        if (sc->partitions[i].state == SRC_ALIVE && !(p && p->dst_id))
-            want_part(c, &sc->partitions[i]);
-    }
+    if (c->state == COLL_ACTIVE)
+        want_missed_parts(c);
     coll_kick(c);
 }
 

@@ -148,9 +148,7 @@ void stream_open(struct stream *s)
         return;
     start.earliest = wal_pos_is_none(start.pos);
     s->begin = start.pos;
-    s->read = start.pos;
-    if (s->read.minor)
-        s->read.minor--;
+    s->read = wal_pos_before(start.pos);
     s->tick_pos = WAL_POS_NONE;
     s->tick_tt = 0;
     LIST_FOREACH(l, &s->links, of_stream)

@@ -434,9 +434,7 @@ static void join_ops(struct repl_task *t)
             task_fatal(t, &err);
             return;
         }
-        ck.done = ck.start;
-        if (ck.done.minor)
-            ck.done.minor--;
+        ck.done = wal_pos_before(ck.start);
     } else {
         ck.start = ck.done = topic_of(t, t->o.replicate_chan)->last;
     }
