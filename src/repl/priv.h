@@ -248,6 +248,10 @@ struct stream {
     uint64_t tick_tt;
     bool reader_paused;
     bool draining;             /* inside stream_drain: no second one */
+    bool from_earliest;        /* the gap before the first message was accepted */
+    bool opened;               /* once in this run, at first_begin */
+    struct wal_pos first_begin;
+    struct wal_pos keep;       /* a checkpoint under way: what the queue must keep from then on */
     int64_t asked_for;         /* collection id that etcd is asked about */
     uint64_t asked_round;      /* answered when the task's sync_round is greater */
     char *trouble;
@@ -271,6 +275,9 @@ struct link *stream_link(struct stream *s, const char *dst_channel);
 bool stream_begin(const struct stream *s, struct wal_pos *ret);
 /* Stops reading when no link is left. */
 void stream_leave(struct stream *s);
+/* A checkpoint is being stored, or is durable: then the queue may drop what is before it. */
+void stream_note_keep(struct stream *s);
+void stream_retain(struct stream *s);
 
 /* ---- collection ---------------------------------------------------------------------------- */
 
@@ -375,6 +382,8 @@ void coll_on_drop_confirmed(struct coll *c, const struct item *it);
 /* The stream reads again: drop messages that were queued only are to be queued again. */
 void coll_stream_reset(struct coll *c, const struct stream *s);
 bool coll_drop_open(const struct coll *c);
+/* The log has a gap that was accepted: drop messages may have been in it. */
+void coll_on_gap(struct coll *c);
 /* Out of the task without touching the target or the store (task free). */
 void coll_detach(struct coll *c);
 
@@ -387,6 +396,8 @@ void ops_set_start(struct ops *o, const struct repl_ckpt *ckpt);
 void ops_open(struct ops *o);
 void ops_kick(struct ops *o);
 void ops_close_reader(struct ops *o);
+/* The checkpoint is durable: the queue may drop what is before it. */
+void ops_retain(struct ops *o);
 bool ops_busy(const struct ops *o);
 void ops_fill_ckpt(struct ops *o, struct repl_ckpt *ret);
 bool ops_dirty(const struct ops *o);
@@ -415,6 +426,7 @@ struct join_topic {
     struct repl_task *task;
     char *name;
     bool asking, answered;
+    bool must_exist;           /* a living collection has it: it is not in another source's queue */
     struct wal_pos last;
 };
 
@@ -439,7 +451,7 @@ struct repl_task {
     void *started_arg;
     void (*stopped)(void *arg);
     void *stopped_arg;
-    bool stop_stored;
+    bool stop_stored, ckpt_storing;
     char *catalog_trouble, *start_trouble;
     struct join_topic *topics;
     struct repl_ckpt *loaded;   /* checkpoints that no link has taken yet */

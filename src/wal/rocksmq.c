@@ -632,7 +632,7 @@ struct wal_port *rocksmq_open(struct loop *l, const char *path, const char *seco
 {
     struct rocksmq *w = xcalloc(1, sizeof(*w));
 
-    w->port = (struct wal_port){.ops = &rocksmq_ops, .name = "rocksmq"};
+    w->port = (struct wal_port){.ops = &rocksmq_ops, .name = "rocksmq", .setting = "sourceConfig.rocksmq.path"};
     w->loop = l;
     w->path = xstrdup(path);
     w->blind_ms = BLIND_MIN_MS;

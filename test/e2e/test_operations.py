@@ -68,6 +68,22 @@ def test_create_and_drop_partition(lab, cdc):
     assert lab.target.partitions(t.name) == ["_default", "p2"]
 
 
+def test_partition_made_while_the_task_is_paused(lab, cdc):
+    """No row tells of it, and no event comes after the resume."""
+    task = lab.create(cdc, ["*"])
+    t = lab.table("a")
+    t.put(5)
+    lab.equal(cdc, task, [t])
+    cdc.api("pause", task_id=task)
+    t.collection.create_partition("late")
+    cdc.api("resume", task_id=task)
+    lab.equal(cdc, task, [t])
+    cdc.stop()
+    t.collection.create_partition("later")
+    cdc.start()
+    lab.equal(cdc, task, [t])
+
+
 def test_rows_into_a_partition_made_just_before(lab, cdc):
     """The rows can be in the log before the partition's event has come from etcd."""
     task = lab.create(cdc, ["*"])

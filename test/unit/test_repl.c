@@ -27,6 +27,7 @@
 
 static struct loop *loop;
 static unsigned rnd_state;
+static bool accept_gap;
 static bool far;             /* the target is far: requests overlap, and end in any order */
 static unsigned most_flying; /* requests under way at once on one channel */
 
@@ -195,7 +196,7 @@ static int w_decode(const uint8_t *id, size_t len, struct wal_pos *ret)
 static const struct wal_port_ops w_ops = {.open = w_open, .pause = w_pause, .resume = w_resume, .close = w_close,
                                           .end = w_end, .end_cancel = w_end_cancel, .id_encode = w_encode,
                                           .id_decode = w_decode};
-static struct wal_port wal = {&w_ops, "fake"};
+static struct wal_port wal = {&w_ops, "fake", "sourceConfig.fake"};
 
 /* ---- source: collections and messages ------------------------------------------------------------------- */
 
@@ -1103,7 +1104,7 @@ static void task_make(void)
     task = repl_task_new(&(struct repl_task_options){
         .loop = loop, .id = "task", .hub = hub, .sink = &sink, .catalog = &catalog, .wal = &wal, .store = &store,
         .selection = {.match = sel_match, .match_db = sel_db, .position = sel_pos}, .budget = &budget,
-        .task_bytes = 1 << 20, .replicate_chan = "replicate", .on_fatal = on_fatal});
+        .task_bytes = 1 << 20, .accept_gap = accept_gap, .replicate_chan = "replicate", .on_fatal = on_fatal});
     is_started = is_fatal = false;
     repl_task_start(task, on_started, NULL);
 }
@@ -1607,6 +1608,73 @@ static void test_lost_position(void **state)
     assert_non_null(strstr(fatal_text, "src-dml_0"));
 }
 
+/* The user was told what is missing and resumed all the same. */
+static void test_accepted_gap(void **state)
+{
+    uint64_t limit = clock_mono_ms() + 3000;
+
+    (void)state;
+    rnd_state = 8;
+    coll_create("a", 1, 0, true);
+    write_tick();
+    start_and_wait();
+    for (int i = 0; i < 20; i++) {
+        workload_step();
+        spin(2);
+    }
+    wait_equal();
+    task_crash();
+    write_tick();
+    topics[0].first = topics[0].n;
+    write_tick();
+    accept_gap = true;
+    task_make();
+    for (int i = 0; i < 20; i++) {
+        workload_step();
+        spin(2);
+    }
+    wait_equal(); /* only ticks were lost */
+    task_crash();
+    accept_gap = false;
+    task_make(); /* it has a position that exists again */
+    wait_equal();
+    /* what gets lost later is told again */
+    task_crash();
+    accept_gap = true;
+    task_make();
+    write_tick();
+    spin(50);
+    write_tick();
+    spin(50);
+    topics[0].first = topics[0].n;
+    stream_reset(task->streams);
+    if (strcmp(task->streams->channel, "src-dml_0") != 0 && task->streams->hh.next)
+        stream_reset(task->streams->hh.next);
+    while (!is_fatal && clock_mono_ms() < limit + 10000)
+        loop_once(loop, false);
+    assert_true(is_fatal);
+    accept_gap = false;
+}
+
+/* A living collection has a channel that this queue does not know. */
+static void test_wrong_queue(void **state)
+{
+    uint64_t limit = clock_mono_ms() + 3000;
+
+    (void)state;
+    rnd_state = 8;
+    coll_create("xother", 1, 0, true); /* not even selected */
+    while (topics[0].n)
+        buf_unref(topics[0].msgs[--topics[0].n].buf);
+    task_make();
+    while (!is_fatal && clock_mono_ms() < limit)
+        loop_once(loop, false);
+    assert_true(is_fatal);
+    assert_false(is_started);
+    assert_non_null(strstr(fatal_text, "src-dml_0"));
+    assert_non_null(strstr(fatal_text, "sourceConfig.fake"));
+}
+
 static void test_stop_stores_everything(void **state)
 {
     (void)state;
@@ -1646,6 +1714,8 @@ int main(void)
         T(test_name_reused_before_drop_message),
         T(test_drop_while_down),
         T(test_lost_position),
+        T(test_accepted_gap),
+        T(test_wrong_queue),
         T(test_stop_stores_everything),
     };
     int failed;
