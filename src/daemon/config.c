@@ -616,12 +616,10 @@ static int check_queue(struct loader *ld)
     for (int i = 0; i < N_KEYS; i++) {
         if (keys[i].type != KEY_QUEUE || !ld->given[i])
             continue;
-        if (ld->config->rocksmq_path)
-            return wrong(ld, ERR_UNSUPPORTED, ld->lines[i], keys[i].name,
-                         "given together with sourceConfig.rocksmq.path (line %zu): a source has "
-                         "one message "
-                         "queue and this build reads RocksMQ only: remove %s",
-                         line_of_key(ld, "sourceConfig.rocksmq.path"), keys[i].name);
+        if (ld->config->rocksmq_path) { /* milvus-cdc's template has Pulsar's address filled in */
+            warn(ld, ld->lines[i], keys[i].name, "not used: sourceConfig.rocksmq.path is set, and a source has one queue");
+            continue;
+        }
         return wrong(ld, ERR_UNSUPPORTED, ld->lines[i], keys[i].name,
                      "this build reads RocksMQ only, not %s: remove %s and set "
                      "sourceConfig.rocksmq.path to the "
