@@ -185,8 +185,14 @@ static int w_decode(const uint8_t *id, size_t len, struct wal_pos *ret)
     return len == 8 ? 0 : ERR_PROTO;
 }
 
-static const struct wal_port_ops w_ops = {w_open, w_nothing,    w_nothing, w_close,
-                                          w_end,  w_end_cancel, w_encode,  w_decode};
+static const struct wal_port_ops w_ops = {.open = w_open,
+                                          .pause = w_nothing,
+                                          .resume = w_nothing,
+                                          .close = w_close,
+                                          .end = w_end,
+                                          .end_cancel = w_end_cancel,
+                                          .id_encode = w_encode,
+                                          .id_decode = w_decode};
 static struct wal_port wal = {&w_ops, "fake"};
 
 /* ---- source: an empty catalog ----------------------------------------------------------------------------- */
