@@ -6,6 +6,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 from pymilvus import Collection, DataType, connections, db, utility
 from pymilvus.exceptions import MilvusException
 
@@ -13,6 +14,8 @@ from servers import wait_for
 
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # errors come as exceptions too
 PAGE = 4096
+# pymilvus wraps most errors, but not a call that ran out of its time
+CALL_ERRORS = (MilvusException, grpc.RpcError)
 
 
 class Side:
@@ -197,7 +200,7 @@ def compare(source, target, collections, database="default", data=True):
     def one(name):
         try:
             return compare_collection(source, target, name, database, data)
-        except MilvusException as e:
+        except CALL_ERRORS as e:
             return [f"{database}.{name}: cannot be compared: {short(str(e), 300)}"]
     source.alias(database), target.alias(database)
     with ThreadPoolExecutor(4) as pool:

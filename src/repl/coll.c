@@ -346,20 +346,8 @@ static bool any_shard_dropped(const struct coll *c)
     return false;
 }
 
-static void want_part(struct coll *c, const struct src_partition *sp);
+static void want_parts(struct coll *c, const struct src_collection *sc);
 static const struct src_partition *find_part(const struct src_collection *sc, int64_t id);
-
-/* What appeared on the source while nobody was looking (a pause, a restart): no event comes for it any more. */
-static void want_missed_parts(struct coll *c)
-{
-    const struct src_collection *sc = c->task->o.catalog->ops->get(c->task->o.catalog, c->id);
-
-    for (size_t i = 0; sc && i < sc->n_partitions; i++) {
-        struct part *p = coll_part(c, sc->partitions[i].id);
-        if (sc->partitions[i].state == SRC_ALIVE && !(p && p->dst_id))
-            want_part(c, &sc->partitions[i]);
-    }
-}
 
 static void coll_mapped(struct coll *c)
 {
@@ -376,14 +364,14 @@ static void coll_mapped(struct coll *c)
                  KI("id", c->id), KI("target_id", c->dst_id), KU("shards", c->n_shards));
     }
     link_shards(c);
-    if (first && c->state == COLL_ACTIVE)
-        want_missed_parts(c);
     for (size_t i = 0; i < c->n_shards; i++) {
         stream_open(c->shards[i].stream);
         stream_kick(c->shards[i].stream);
         tchan_kick(c->shards[i].link->tchan);
     }
     ops_kick(c->task->ops);
+    if (!c->task->o.ignore_partition) /* of those made while we asked, or while the task did not run, no event comes */
+        want_parts(c, c->task->o.catalog->ops->get(c->task->o.catalog, c->id));
     coll_kick(c);
 }
 
@@ -737,6 +725,8 @@ int coll_partition(struct coll *c, int64_t id, size_t shard, int64_t *ret_dst_id
         return 1;
     }
     sp = find_part(t->o.catalog->ops->get(t->o.catalog, c->id), id);
+    if (c->src_dropping || (sp && sp->state == SRC_DROPPING))
+        return -1; /* never made on the target, and not needed any more */
     if (sp && sp->state == SRC_ALIVE && t->o.ignore_partition && c->verified_gen) {
         (void)user_error(c, "rows for a partition that the target does not have, and ignore_partition is set. Create "
                             "the partition on the target, then resume the task");
@@ -747,8 +737,6 @@ int coll_partition(struct coll *c, int64_t id, size_t shard, int64_t *ret_dst_id
         coll_kick(c);
         return 0;
     }
-    if (c->src_dropping || (sp && sp->state == SRC_DROPPING))
-        return -1; /* never made on the target, and not needed any more */
     if (c->asked_part == id && t->sync_round > c->asked_round)
         return -1; /* etcd did not have it after the message was written: dropped and cleaned up */
     if (c->asked_part != id) {
@@ -759,14 +747,22 @@ int coll_partition(struct coll *c, int64_t id, size_t shard, int64_t *ret_dst_id
     return 0;
 }
 
+static void want_parts(struct coll *c, const struct src_collection *sc)
+{
+    for (size_t i = 0; sc && i < sc->n_partitions && c->state == COLL_ACTIVE && !c->src_dropping; i++) {
+        struct part *p = coll_part(c, sc->partitions[i].id);
+        if (sc->partitions[i].state == SRC_ALIVE && !(p && p->dst_id))
+            want_part(c, &sc->partitions[i]);
+    }
+}
+
 void coll_update(struct coll *c, const struct src_collection *sc)
 {
     if (sc->state == SRC_DROPPING && !c->src_dropping) {
         c->src_dropping = true;
         task_kick_waiting(c->task);
     }
-    if (c->state == COLL_ACTIVE)
-        want_missed_parts(c);
+    want_parts(c, sc);
     coll_kick(c);
 }
 

@@ -152,6 +152,7 @@ struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_
     c->pk_field_id = (int64_t)json_u64(o, "pk_field");
     c->pk_is_string = json_is_true(json_object_get(o, "pk_string"));
     c->state = COLL_MAPPING;
+    c->may_exist = true; /* it may have been made just before the record could say so */
     json_array_foreach(shards, i, e)
         shard_from_json(c, &c->shards[i], e);
     json_array_foreach(parts, i, e)

@@ -13,11 +13,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "scripts" / "lib")]
 
 from pymilvus import db, utility  # noqa: E402
-from pymilvus.exceptions import MilvusException  # noqa: E402
 from pymilvus.grpc_gen import common_pb2, milvus_pb2  # noqa: E402
 
 import servers  # noqa: E402
-from compare import Side, wait_equal  # noqa: E402
+from compare import CALL_ERRORS, Side, wait_equal  # noqa: E402
 from servers import Cdc, Etcd, Milvus, remove_tree, wait_for  # noqa: E402
 from workload import SHAPES, Table  # noqa: E402
 
@@ -108,7 +107,7 @@ class Lab:
         def check():
             try:
                 return condition()
-            except MilvusException:
+            except CALL_ERRORS:
                 return False
         return wait_for(f"target: {what}", check, timeout, 0.2)
 
@@ -148,7 +147,7 @@ def drop_all(lab):
             if side is lab.source:
                 for database in lab.databases:
                     db.drop_database(database, using=side.alias(), timeout=20)
-        except MilvusException as e:
+        except CALL_ERRORS as e:
             print(f"cleaning up the {side.name}: {e}")
 
 
@@ -195,7 +194,7 @@ class Writer:
                 if self.batches % 5 == 0:
                     self.table.change(self.table.some_keys(10))
                     self.table.remove(self.table.some_keys(5))
-            except MilvusException:
+            except CALL_ERRORS:
                 self.failures += 1
 
     def __enter__(self):

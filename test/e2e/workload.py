@@ -4,9 +4,8 @@ import string
 import threading
 
 from pymilvus import Collection, CollectionSchema, DataType as T, FieldSchema as F, utility
-from pymilvus.exceptions import MilvusException
 
-from compare import quote
+from compare import CALL_ERRORS, quote
 from servers import wait_for
 
 DIM = 8
@@ -130,7 +129,7 @@ class Table:
         try:
             self.collection.load(timeout=60)
             return True
-        except MilvusException:
+        except CALL_ERRORS:
             return False
 
     def drop(self):
@@ -239,7 +238,7 @@ class Workload:
             try:
                 getattr(table, operation)()
                 self.done += 1
-            except MilvusException as e:
+            except CALL_ERRORS as e:
                 self.errors.append(f"{table.name}.{operation}: {e}")
                 self.stopping.wait(0.5)
 

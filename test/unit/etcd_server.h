@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -112,8 +113,10 @@ static inline void etcd_server_exec(const struct etcd_server *s)
 static inline void etcd_server_run(struct etcd_server *s)
 {
     s->pid = fork();
-    if (s->pid == 0)
+    if (s->pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails cleans nothing up */
         etcd_server_exec(s);
+    }
     for (uint64_t end = clock_mono_ms() + ETCD_TEST_LIMIT_MS; !port_open(s->port); usleep(5000))
         if (clock_mono_ms() > end)
             abort();

@@ -227,7 +227,7 @@ static void old_forms(void **state)
 
 /* ---- files of milvus-cdc */
 
-/* As its template is laid out, with RocksMQ in place of the queue. */
+/* As its template is laid out, Pulsar's address and all, with registry and rocksmq added and nothing removed. */
 static void file_of_the_go_daemon(void **state)
 {
     (void)state;
@@ -255,6 +255,7 @@ static void file_of_the_go_daemon(void **state)
             "  rocksmq:\n"
             "    path: /rdb\n"
             "  pulsar:\n"
+            "    address: pulsar://localhost:6650\n"
             "    webAddress: localhost:80\n"
             "    authParams: token:hidden-token\n"
             "  kafka:\n"
@@ -265,9 +266,12 @@ static void file_of_the_go_daemon(void **state)
             "reverseMilvus: {}\n"
             "detectDeadLock: false\n"
             "wrongKey: 1\n"
+            "registry: {type: sqlite, path: /var/lib/cdc.db}\n"
             "logLevel: info\n");
     assert_string_equal(cfg->address, "0.0.0.0:8444");
     assert_string_equal(cfg->source_etcd.endpoints[0], "http://127.0.0.1:2379");
+    assert_string_equal(cfg->rocksmq_path, "/rdb");
+    assert_in(logged, "key=sourceConfig.pulsar.address");
     assert_in(logged,
               "metaStoreConfig is not used: tasks are kept in an SQLite file: see registry.path");
     assert_in(logged, "key=metaStoreConfig");
@@ -280,7 +284,7 @@ static void file_of_the_go_daemon(void **state)
     assert_in(logged, "key=enableReverse");
     assert_in(logged, "key=detectDeadLock");
     assert_in(logged, "key=wrongKey");
-    assert_in(logged, "line=33");
+    assert_in(logged, "line=34");
     assert_null(strstr(logged, "hidden"));
     assert_null(strstr(logged, "reverseMilvus")); /* empty */
 }

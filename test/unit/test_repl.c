@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 #include <event2/buffer.h>
@@ -214,13 +215,17 @@ struct model_coll {
     bool dropped;
 };
 #define MAX_COLLS 12
+#define MAX_PARTS 8
 static struct model_coll *colls[MAX_COLLS];
+static size_t row_part; /* index of the partition that rows are written to */
 static size_t n_colls;
 static uint64_t now_tt;
 static int64_t next_value = 1, next_msg_id = 5000;
 /* what was written since the last tick: appended in a slightly wrong order */
 static struct pb_out window[N_SRC][64];
 static size_t n_window[N_SRC];
+
+static uint64_t early_tick; /* of the next tick: rows of later times may stand before it in the log; 0: none */
 
 static uint64_t next_tt(void)
 {
@@ -267,9 +272,9 @@ static int channel_of(const struct model_coll *c, int shard)
 static void put_head(struct pb_out *o, const struct model_coll *c, int shard)
 {
     pb_out_str(o, 2, c->sc.shards[shard].vchannel);
-    pb_out_str(o, 5, "_default");
+    pb_out_str(o, 5, c->sc.partitions[row_part].name);
     pb_out_u64(o, 7, (uint64_t)c->sc.id);
-    pb_out_u64(o, 8, (uint64_t)c->sc.partitions[0].id);
+    pb_out_u64(o, 8, (uint64_t)c->sc.partitions[row_part].id);
 }
 
 static void put_tts(struct pb_out *o, uint64_t tt)
@@ -324,8 +329,9 @@ static void write_delete(struct model_coll *c, int shard, int key, uint64_t tt)
 
 static void write_tick(void)
 {
-    uint64_t tt = next_tt();
+    uint64_t tt = early_tick ? early_tick : next_tt();
 
+    early_tick = 0;
     for (int ch = 0; ch < N_SRC; ch++) {
         for (size_t i = 1; i < n_window[ch]; i++)
             if (rnd(4) == 0) { /* the log's order is not the order of time */
@@ -343,7 +349,8 @@ static void write_tick(void)
         topic_append(&topics[ch], &o);
         pb_out_release(&o);
     }
-    now_tt += tt_from_ms(1);
+    if (rnd(2)) /* else the next rows lie in the tick's own millisecond */
+        now_tt += tt_from_ms(1);
 }
 
 /* ---- source: catalog -------------------------------------------------------------------------------------- */
@@ -440,7 +447,7 @@ static struct model_coll *coll_create(const char *name, int n_shards, int first_
         c->sc.shards[i].start_id_len = 8;
     }
     c->sc.n_partitions = 1;
-    c->sc.partitions = xcalloc(1, sizeof(struct src_partition));
+    c->sc.partitions = xcalloc(MAX_PARTS, sizeof(struct src_partition));
     c->sc.partitions[0] = (struct src_partition){.id = id * 10, .name = xstrdup("_default"), .state = SRC_ALIVE};
     colls[n_colls++] = c;
     if (!silent && cat_cbs.on_collection)
@@ -465,6 +472,51 @@ static void coll_drop(struct model_coll *c, bool message)
     }
 }
 
+static void part_create(struct model_coll *c, const char *name, bool silent)
+{
+    size_t i = c->sc.n_partitions++;
+
+    assert_true(i < MAX_PARTS);
+    c->sc.partitions[i] = (struct src_partition){
+        .id = c->sc.id * 10 + (int64_t)i, .name = xstrdup(name), .state = SRC_ALIVE, .create_tt = next_tt()};
+    if (!silent && cat_cbs.on_collection)
+        cat_cbs.on_collection(cat_arg, &c->sc);
+}
+
+static void part_drop(struct model_coll *c, size_t i)
+{
+    uint64_t tt = next_tt();
+
+    c->sc.partitions[i].state = SRC_DROPPING;
+    if (cat_cbs.on_collection)
+        cat_cbs.on_collection(cat_arg, &c->sc);
+    for (int k = 0; k < (int)c->sc.n_shards; k++) {
+        struct pb_out o = {0};
+        put_base(&o, MSG_DROP_PARTITION, tt);
+        pb_out_str(&o, 4, c->sc.partitions[i].name);
+        pb_out_u64(&o, 6, (uint64_t)c->sc.id);
+        pb_out_u64(&o, 7, (uint64_t)c->sc.partitions[i].id);
+        window_push(channel_of(c, k), &o);
+    }
+}
+
+/* An operation on the replicate channel; collection "" for one on a database. Returns its time. */
+static uint64_t write_op(int type, const char *db, const char *collection, const char *second)
+{
+    struct pb_out o = {0};
+    uint64_t tt = next_tt();
+
+    put_base(&o, type, tt);
+    pb_out_str(&o, 2, db);
+    if (*collection)
+        pb_out_str(&o, 3, collection);
+    if (second)
+        pb_out_str(&o, 3, second);
+    topic_append(&topics[N_SRC], &o);
+    pb_out_release(&o);
+    return tt;
+}
+
 /* ---- target -------------------------------------------------------------------------------------------------- */
 
 struct t_row {
@@ -482,7 +534,9 @@ struct t_coll {
     struct t_row *rows;
     size_t n_rows;
     struct sink_shard shards[2];
-    struct sink_partition part;
+    struct sink_partition parts[MAX_PARTS];
+    bool part_gone[MAX_PARTS], part_msg[MAX_PARTS][2];
+    size_t n_parts;
 };
 struct t_chan {
     char name[32];
@@ -500,6 +554,8 @@ static unsigned fail_percent, violations, doubts;
 
 struct sink_call {
     LIST_ENTRY(sink_call) entry;
+    bool fails;
+    struct err err;
     struct timer timer;
     struct t_chan *chan;
     struct evbuffer *msgs;
@@ -531,9 +587,33 @@ static struct t_coll *t_create(const char *name, size_t n_shards)
         snprintf(c->vchannel[i], sizeof(c->vchannel[i]), "%s_%lldv%d", ch->name, (long long)c->id, i);
         c->shards[i] = (struct sink_shard){.vchannel = c->vchannel[i], .pchannel = ch->name};
     }
-    c->part = (struct sink_partition){.id = c->id * 10, .name = (char *)"_default"};
     n_t_colls++;
     return c;
+}
+
+static struct sink_partition *t_part(struct t_coll *c, const char *name)
+{
+    for (size_t i = 0; c && i < c->n_parts; i++)
+        if (!c->part_gone[i] && strcmp(c->parts[i].name, name) == 0)
+            return &c->parts[i];
+    return NULL;
+}
+
+static void t_part_create(struct t_coll *c, const char *name)
+{
+    if (t_part(c, name))
+        return;
+    assert_true(c->n_parts < MAX_PARTS);
+    c->parts[c->n_parts].id = c->id * 10 + (int64_t)c->n_parts;
+    c->parts[c->n_parts++].name = xstrdup(name);
+}
+
+static int t_part_index(const struct t_coll *c, int64_t id)
+{
+    for (size_t i = 0; i < c->n_parts; i++)
+        if (c->parts[i].id == id && !c->part_gone[i])
+            return (int)i;
+    return -1;
 }
 
 static int64_t parse_key(const struct pb_scan *in, bool insert, int64_t *ret_value)
@@ -615,6 +695,17 @@ static void t_take(struct t_chan *ch, const uint8_t *data, size_t len)
                 c->drop_msg[i] = true;
         return;
     }
+    int part = t_part_index(c, h.partition_id);
+    if (part < 0) {
+        violation("wrong partition", (uint64_t)h.partition_id, (uint64_t)h.type);
+        return;
+    }
+    if (h.type == MSG_DROP_PARTITION) {
+        for (int i = 0; i < c->n_shards; i++)
+            if (strcmp(c->shards[i].pchannel, ch->name) == 0)
+                c->part_msg[part][i] = true;
+        return;
+    }
     if (h.msg_id) { /* the standby's readers drop a repeat inside a tick window */
         for (size_t i = 0; i < ch->n_seen; i++)
             if (ch->seen[i] == h.msg_id)
@@ -632,8 +723,6 @@ static void t_take(struct t_chan *ch, const uint8_t *data, size_t len)
                  strcmp(c->shards[i].pchannel, ch->name) == 0;
     if (!known)
         violation("wrong virtual channel", (uint64_t)h.collection_id, 0);
-    if (h.partition_id != c->part.id)
-        violation("wrong partition", (uint64_t)h.partition_id, (uint64_t)c->part.id);
     if (row.tt <= c->create_tt) /* a standby skips what is not newer than the creation */
         violation("row is not newer than its collection", row.tt, c->create_tt);
     c->rows = xrealloc(c->rows, (c->n_rows + 1) * sizeof(row));
@@ -725,10 +814,14 @@ static void coll_timer(void *arg)
     struct err err;
     struct sink_collection d = {0};
 
+    struct sink_partition parts[MAX_PARTS];
+
     if (copy.coll)
         d = (struct sink_collection){.id = copy.coll->id, .shards = copy.coll->shards,
-                                     .n_shards = (size_t)copy.coll->n_shards, .partitions = &copy.coll->part,
-                                     .n_partitions = 1};
+                                     .n_shards = (size_t)copy.coll->n_shards, .partitions = parts};
+    for (size_t i = 0; copy.coll && i < copy.coll->n_parts; i++)
+        if (!copy.coll->part_gone[i])
+            parts[d.n_partitions++] = copy.coll->parts[i];
     call_free(call);
     err_set(&err, ERR_NOT_FOUND, ERRC_USER, "collection not found");
     copy.coll_done(copy.arg, copy.absent ? &err : NULL, &d);
@@ -742,6 +835,9 @@ static struct sink_call *s_ensure(struct sink *s, const struct src_collection *c
     call->coll = t_by_name(name);
     if (!call->coll && create)
         (call->coll = t_create(name, c->n_shards))->create_tt = c->create_tt;
+    for (size_t i = 0; create && i < c->n_partitions; i++)
+        if (c->partitions[i].state == SRC_ALIVE)
+            t_part_create(call->coll, c->partitions[i].name);
     call->absent = !call->coll;
     call->coll_done = done;
     call->arg = arg;
@@ -754,7 +850,7 @@ static void done_timer(void *arg)
 {
     struct sink_call *call = arg, copy = *call;
     call_free(call);
-    copy.done(copy.arg, NULL);
+    copy.done(copy.arg, copy.fails ? &copy.err : NULL);
 }
 static struct sink_call *simple_call(sink_done_fn done, void *arg)
 {
@@ -780,33 +876,74 @@ static struct sink_call *s_drop(struct sink *s, const char *db, const char *name
     }
     return simple_call(done, arg);
 }
+/* The next n calls of that kind fail with this. */
+static unsigned op_fails, db_fails;
+static struct err made_up;
+
+static struct sink_call *failing_call(unsigned *n, sink_done_fn done, void *arg)
+{
+    struct sink_call *call = simple_call(done, arg);
+
+    if (*n) {
+        --*n;
+        call->fails = true;
+        call->err = made_up;
+    }
+    return call;
+}
+
+static char db_calls[200]; /* "name;" for each that was made */
+
 static struct sink_call *s_db(struct sink *s, const char *db, uint64_t tt, sink_done_fn done, void *arg)
 {
     (void)s;
-    (void)db;
     (void)tt;
-    return simple_call(done, arg);
+    if (!db_fails) {
+        strcat(db_calls, db);
+        strcat(db_calls, ";");
+    }
+    return failing_call(&db_fails, done, arg);
 }
 static struct sink_call *s_drop_part(struct sink *s, const char *db, const char *c, const char *p, uint64_t tt,
                                      sink_done_fn done, void *arg)
 {
+    struct t_coll *t = t_by_name(c);
+    struct sink_partition *tp = t_part(t, p);
     (void)s;
     (void)db;
-    (void)c;
-    (void)p;
     (void)tt;
+    for (int i = 0; tp && i < t->n_shards; i++)
+        if (!t->part_msg[tp - t->parts][i])
+            violation("partition dropped without the message on each shard", (uint64_t)tp->id, (uint64_t)i);
+    if (tp)
+        t->part_gone[tp - t->parts] = true;
     return simple_call(done, arg);
 }
+
+struct applied {
+    int type;
+    uint64_t tt;
+    char collection[32];
+};
+static struct applied applied[200]; /* operations that were asked for, in order */
+static size_t n_applied;
+
 static struct sink_call *s_apply(struct sink *s, int type, const uint8_t *data, size_t len, const char *db,
                                  const char *c, sink_done_fn done, void *arg)
 {
+    struct t_coll *t = t_by_name(c);
+    struct msg_head h;
     (void)s;
-    (void)type;
-    (void)data;
-    (void)len;
     (void)db;
-    (void)c;
-    return simple_call(done, arg);
+    assert_int_equal(msg_scan(data, len, &h, NULL), 0);
+    for (int i = 0; t && i < t->n_shards; i++) /* the rows before it are there */
+        for (int k = 0; k < N_DST; k++)
+            if (strcmp(t_chans[k].name, t->shards[i].pchannel) == 0 && t_chans[k].tick < h.base_tt)
+                violation("operation before its data", h.base_tt, t_chans[k].tick);
+    assert_true(n_applied < 200);
+    applied[n_applied] = (struct applied){.type = type, .tt = h.base_tt};
+    snprintf(applied[n_applied++].collection, sizeof(applied->collection), "%s", c);
+    return failing_call(&op_fails, done, arg);
 }
 static void s_cancel(struct sink_call *call)
 {
@@ -1242,6 +1379,10 @@ static void workload_step(void)
         uint64_t tt = next_tt();
         if (c->dropped)
             continue;
+        if (!early_tick && rnd(8) == 0) {
+            early_tick = tt;
+            tt = next_tt();
+        }
         if (!k->alive) {
             write_insert(c, shard, key, tt);
         } else if (rnd(2)) { /* upsert: the Insert first, then the Delete of the same time */
@@ -1275,6 +1416,7 @@ static int setup(void **state)
     timer_init(&cat_ready, loop, LOOP_PRIO_NORMAL, cat_ready_timer, NULL);
     timer_init(&cat_sync, loop, LOOP_PRIO_NORMAL, cat_sync_timer, NULL);
     timer_init(&commit_timer, loop, LOOP_PRIO_NORMAL, on_commit_timer, NULL);
+    early_tick = 0;
     write_tick();
     return 0;
 }
@@ -1291,7 +1433,8 @@ static void free_model_coll(struct model_coll *c)
         free(c->sc.shards[i].pchannel);
     }
     free(c->sc.shards);
-    free(c->sc.partitions[0].name);
+    for (size_t i = 0; i < c->sc.n_partitions; i++)
+        free(c->sc.partitions[i].name);
     free(c->sc.partitions);
     free(c->sc.db_name);
     free(c->sc.name);
@@ -1314,9 +1457,14 @@ static int teardown(void **state)
             pb_out_release(&window[ch][--n_window[ch]]);
     while (n_colls)
         free_model_coll(colls[--n_colls]);
-    for (size_t i = 0; i < n_t_colls; i++)
+    for (size_t i = 0; i < n_t_colls; i++) {
         free(t_colls[i].rows);
-    n_t_colls = 0;
+        for (size_t k = 0; k < t_colls[i].n_parts; k++)
+            free(t_colls[i].parts[k].name);
+    }
+    n_t_colls = n_applied = row_part = 0;
+    op_fails = db_fails = 0;
+    db_calls[0] = '\0';
     memset(t_chans, 0, sizeof(t_chans));
     while (n_st_ckpt)
         ckpt_release(&st_ckpt[--n_st_ckpt]);
@@ -1675,6 +1823,392 @@ static void test_wrong_queue(void **state)
     assert_non_null(strstr(fatal_text, "sourceConfig.fake"));
 }
 
+static void stop_and_wait(void)
+{
+    is_stopped = false;
+    repl_task_stop(task, 1000, on_stopped, NULL);
+    while (!is_stopped)
+        spin(1);
+}
+
+#define WAIT(cond)                                                                                \
+    do {                                                                                          \
+        uint64_t end_ = clock_mono_ms() + 8000;                                                   \
+        while (!(cond) && clock_mono_ms() < end_) {                                               \
+            write_tick();                                                                         \
+            spin(3);                                                                              \
+        }                                                                                         \
+        if (!(cond))                                                                              \
+            fail_msg("in vain: %s; trouble: %s", #cond,                                           \
+                     repl_task_trouble(task) ? repl_task_trouble(task) : "none");                 \
+    } while (0)
+
+/* The target has it, our record does not say so yet, and it is dropped before we come back. */
+static void test_dropped_while_it_was_made(void **state)
+{
+    (void)state;
+    for (unsigned seed = 60; seed < 64; seed++) {
+        rnd_state = seed;
+        coll_create("a", 2, 0, true);
+        write_tick();
+        start_and_wait();
+        struct model_coll *c = coll_create("gone", 2, 0, false);
+        while (!t_by_name("gone"))
+            loop_once(loop, false);
+        task_crash();
+        coll_drop(c, true);
+        write_tick();
+        task_make();
+        wait_equal();
+        teardown(state);
+        setup(state);
+    }
+}
+
+/*
+ * A partition is made, gets rows, and its collection is dropped, all while the daemon is down. etcd has the partition as
+ * alive for half an hour more; the rows in it must hold up nothing.
+ */
+static void test_partition_of_a_dropped_collection(void **state)
+{
+    (void)state;
+    rnd_state = 23;
+    struct model_coll *c = coll_create("gone", 2, 0, true), *a = coll_create("a", 2, 0, true);
+    write_tick();
+    start_and_wait();
+    write_insert(c, 0, 1, next_tt());
+    WAIT(t_by_name("gone") && target_value(t_by_name("gone"), 0, 1) == c->keys[0][1].value);
+    stop_and_wait();
+    task_crash();
+    part_create(c, "p1", true);
+    row_part = 1;
+    write_insert(c, 0, 2, next_tt());
+    row_part = 0;
+    coll_drop(c, true);
+    write_insert(a, 0, 3, next_tt());
+    write_tick();
+    task_make();
+    wait_equal();
+}
+
+/* Without a row in it nothing but the catalog tells of a partition; e2e run of 25 November: one was never made. */
+static void test_partition_made_while_the_task_does_not_run(void **state)
+{
+    (void)state;
+    rnd_state = 20;
+    struct model_coll *c = coll_create("a", 2, 0, true);
+    write_tick();
+    start_and_wait();
+    write_insert(c, 0, 1, next_tt());
+    WAIT(t_by_name("a") && target_value(t_by_name("a"), 0, 1) == c->keys[0][1].value);
+    stop_and_wait();
+    task_crash();
+    part_create(c, "p1", true);
+    task_make();
+    WAIT(t_part(t_by_name("a"), "p1"));
+    assert_int_equal(violations, 0);
+}
+
+/* Its event comes while the collection is just being made. */
+static void test_partition_made_at_once(void **state)
+{
+    (void)state;
+    rnd_state = 21;
+    coll_create("a", 1, 0, true);
+    write_tick();
+    start_and_wait();
+    for (int i = 0; i < 4; i++) {
+        char name[16];
+        snprintf(name, sizeof(name), "n%d", i);
+        struct model_coll *c = coll_create(name, 1 + i % 2, i, false);
+        for (int k = 0; k < i; k++)
+            spin(1);
+        part_create(c, "p1", false);
+        WAIT(t_part(t_by_name(name), "p1"));
+    }
+    assert_int_equal(violations, 0);
+}
+
+/* Dropped and made again under the same name, with rows: those of the old one are gone, the new one's stay. */
+static void test_partitions_come_and_go(void **state)
+{
+    (void)state;
+    rnd_state = 22;
+    struct model_coll *c = coll_create("a", 2, 0, true);
+    struct t_coll *t;
+    write_tick();
+    start_and_wait();
+    WAIT((t = t_by_name("a")));
+    for (size_t round = 1; round <= 3; round++) {
+        part_create(c, "p", round == 2);
+        row_part = round;
+        write_insert(c, 0, (int)round, next_tt());
+        write_insert(c, 1, (int)round, next_tt());
+        row_part = 0;
+        WAIT(target_value(t, 1, (int)round) == c->keys[1][round].value);
+        if (round == 2) {
+            stop_and_wait();
+            part_drop(c, round);
+            write_tick();
+            task_crash();
+            task_make();
+        } else {
+            part_drop(c, round);
+        }
+        if (round != 2) /* else the next one of the name is made before the log shows the drop */
+            WAIT(!t_part(t, "p"));
+    }
+    WAIT(!t_part(t, "p"));
+    assert_int_equal(t->n_parts, 4);
+    assert_int_equal(violations, 0);
+}
+
+static void expect_applied(size_t from, const struct applied *want, size_t n)
+{
+    assert_int_equal(n_applied - from, n);
+    for (size_t i = 0; i < n; i++) {
+        assert_int_equal(applied[from + i].type, want[i].type);
+        assert_true(applied[from + i].tt == want[i].tt);
+        assert_string_equal(applied[from + i].collection, want[i].collection);
+    }
+}
+
+/* In the log's order, each behind the rows before it (s_apply checks), only those of the task. */
+static void test_operations_in_order(void **state)
+{
+    struct applied want[5];
+    (void)state;
+    rnd_state = 30;
+    struct model_coll *a = coll_create("a", 2, 0, true), *gone;
+    coll_create("b", 1, 1, true);
+    coll_create("xignored", 1, 1, true);
+    write_tick();
+    start_and_wait();
+    WAIT(t_by_name("a"));
+    write_insert(a, 0, 1, next_tt());
+    want[0] = (struct applied){MSG_CREATE_INDEX, write_op(MSG_CREATE_INDEX, "default", "a", NULL), "a"};
+    (void)write_op(MSG_DROP_INDEX, "default", "xignored", NULL);
+    (void)write_op(1500, "", "", NULL); /* CreateCredential: not replicated, and no reason to stop */
+    want[1] = (struct applied){MSG_LOAD_COLLECTION, write_op(MSG_LOAD_COLLECTION, "", "a", NULL), "a"};
+    write_insert(a, 1, 2, next_tt());
+    want[2] = (struct applied){MSG_FLUSH, write_op(MSG_FLUSH, "default", "a", "b"), "a"};
+    want[3] = (struct applied){MSG_FLUSH, want[2].tt, "b"};
+    want[4] = (struct applied){MSG_CREATE_DATABASE, write_op(MSG_CREATE_DATABASE, "d2", "", NULL), ""};
+    WAIT(n_applied >= 5);
+    for (int i = 0; i < 20; i++) {
+        write_tick();
+        spin(3);
+    }
+    expect_applied(0, want, 5);
+    gone = coll_create("gone", 1, 0, false);
+    write_insert(gone, 0, 1, next_tt());
+    WAIT(t_by_name("gone") && target_value(t_by_name("gone"), 0, 1) == gone->keys[0][1].value);
+    stop_and_wait();
+    (void)write_op(MSG_CREATE_INDEX, "default", "gone", NULL); /* its collection does not live to see it */
+    coll_drop(gone, true);
+    write_tick();
+    task_crash();
+    task_make();
+    want[0] = (struct applied){MSG_RELEASE_COLLECTION, write_op(MSG_RELEASE_COLLECTION, "default", "b", NULL), "b"};
+    WAIT(n_applied > 5);
+    expect_applied(5, want, 1);
+    wait_equal();
+}
+
+/* What the target refuses for now is tried again, shows, and holds no row back. */
+static void test_an_operation_that_waits_holds_no_rows(void **state)
+{
+    (void)state;
+    rnd_state = 31;
+    struct model_coll *a = coll_create("a", 2, 0, true);
+    write_tick();
+    start_and_wait();
+    WAIT(t_by_name("a"));
+    err_set(&made_up, ERR_UNAVAILABLE, ERRC_RETRY, "not now");
+    op_fails = 1000;
+    (void)write_op(MSG_LOAD_COLLECTION, "default", "a", NULL);
+    WAIT(n_applied >= 2);
+    write_insert(a, 0, 3, next_tt());
+    WAIT(target_value(t_by_name("a"), 0, 3) == a->keys[0][3].value);
+    assert_string_equal(repl_task_trouble(task), "operations: not now");
+    op_fails = 0;
+    WAIT(!repl_task_trouble(task));
+    wait_equal();
+}
+
+static void wait_fatal(void)
+{
+    uint64_t limit = clock_mono_ms() + 10000;
+
+    while (!is_fatal && clock_mono_ms() < limit) {
+        write_tick();
+        loop_once(loop, false);
+        usleep(500);
+    }
+    assert_true(is_fatal);
+}
+
+/* No order that we cannot see explains it any more: a human is asked, with the operation named. */
+static void test_an_operation_refused_for_good_stops_the_task(void **state)
+{
+    (void)state;
+    rnd_state = 32;
+    coll_create("a", 1, 0, true);
+    write_tick();
+    start_and_wait();
+    WAIT(t_by_name("a"));
+    err_set(&made_up, ERR_EXISTS, ERRC_USER, "at most one distinct index");
+    op_fails = 1000;
+    (void)write_op(MSG_CREATE_INDEX, "default", "a", NULL);
+    wait_fatal();
+    assert_non_null(strstr(fatal_text, "CreateIndex"));
+    assert_non_null(strstr(fatal_text, "at most one distinct index"));
+    assert_int_equal(n_applied, 20);
+}
+
+/* After a crash nothing but the last operation is done twice, and none is left out. */
+static void test_operations_after_crashes(void **state)
+{
+    uint64_t tts[40];
+    size_t next = 0;
+    (void)state;
+    rnd_state = 33;
+    coll_create("a", 2, 0, true);
+    write_tick();
+    start_and_wait();
+    WAIT(t_by_name("a"));
+    for (int i = 0; i < 40; i++) {
+        tts[i] = write_op(i % 2 ? MSG_LOAD_COLLECTION : MSG_RELEASE_COLLECTION, "default", "a", NULL);
+        write_tick();
+        if (rnd(3) == 0)
+            spin(rnd(12));
+        if (rnd(4) == 0) {
+            task_crash();
+            task_make();
+        }
+    }
+    WAIT(n_applied && applied[n_applied - 1].tt == tts[39]);
+    for (size_t i = 0; i < n_applied; i++) {
+        if (applied[i].tt == tts[next])
+            next++;
+        else /* the last one again */
+            assert_true(next > 0 && applied[i].tt == tts[next - 1]);
+    }
+    assert_int_equal(next, 40);
+    assert_int_equal(violations, 0);
+}
+
+static void test_an_unreadable_operation_stops_the_task(void **state)
+{
+    struct pb_out o = {0};
+    (void)state;
+    rnd_state = 34;
+    coll_create("a", 1, 0, true);
+    write_tick();
+    start_and_wait();
+    pb_out_raw(&o, "\xff\xff", 2);
+    topic_append(&topics[N_SRC], &o);
+    pb_out_release(&o);
+    wait_fatal();
+    assert_non_null(strstr(fatal_text, "replicate channel"));
+}
+
+/* Databases are made from the catalog alone, again and again until it works; "default" exists everywhere. */
+static void test_databases_are_made(void **state)
+{
+    (void)state;
+    rnd_state = 35;
+    coll_create("a", 1, 0, true);
+    write_tick();
+    start_and_wait();
+    err_set(&made_up, ERR_UNAVAILABLE, ERRC_RETRY, "not now");
+    db_fails = 3;
+    cat_cbs.on_database(cat_arg, 1, "default", false);
+    cat_cbs.on_database(cat_arg, 2, "d2", false);
+    cat_cbs.on_database(cat_arg, 2, "d2", false);
+    WAIT(strcmp(db_calls, "d2;") == 0);
+    db_fails = 1000;
+    cat_cbs.on_database(cat_arg, 3, "d3", false);
+    WAIT(db_fails < 999);
+    cat_cbs.on_database(cat_arg, 3, "d3", true); /* gone again before it could be made */
+    db_fails = 0;
+    cat_cbs.on_database(cat_arg, 4, "d4", false);
+    for (int i = 0; i < 20; i++) {
+        write_tick();
+        spin(15);
+    }
+    assert_string_equal(db_calls, "d2;d4;");
+}
+
+/* ---- what cannot be read ------------------------------------------------------------------------------ */
+
+static void unreadable(struct pb_out *o, const struct model_coll *c)
+{
+    (void)c;
+    pb_out_raw(o, "\x0a\x7f", 2); /* a base that is longer than the message */
+}
+static void unknown_type(struct pb_out *o, const struct model_coll *c)
+{
+    (void)c;
+    put_base(o, 4711, next_tt());
+}
+static void import(struct pb_out *o, const struct model_coll *c)
+{
+    put_base(o, MSG_IMPORT, next_tt());
+    pb_out_str(o, 3, c->sc.name);
+    pb_out_u64(o, 4, (uint64_t)c->sc.id);
+}
+static void foreign_shard(struct pb_out *o, const struct model_coll *c)
+{
+    put_base(o, MSG_INSERT, next_tt());
+    pb_out_str(o, 2, "src-dml_0_4711v0");
+    pb_out_u64(o, 7, (uint64_t)c->sc.id);
+    pb_out_u64(o, 8, (uint64_t)c->sc.partitions[0].id);
+    put_tts(o, next_tt());
+    pb_out_u64(o, 14, 1);
+}
+
+/* Source.md 11 no. 5, target.md 10 no. 4: never skipped, and it is still what comes next after a restart. */
+static void test_what_cannot_be_read_stops_the_task(void **state)
+{
+    static const struct {
+        void (*make)(struct pb_out *o, const struct model_coll *c);
+        const char *text;
+    } cases[] = {{unreadable, ""},
+                 {unknown_type, "message type 4711 is not known"},
+                 {import, "a bulk import cannot be replicated"},
+                 {foreign_shard, "virtual channel"}};
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        char where[60], first[1000];
+        struct pb_out o = {0};
+        struct model_coll *c;
+        rnd_state = 40;
+        c = coll_create("a", 1, 0, true);
+        write_tick();
+        start_and_wait();
+        write_insert(c, 0, 1, next_tt());
+        WAIT(t_by_name("a") && target_value(t_by_name("a"), 0, 1) == c->keys[0][1].value);
+        cases[i].make(&o, c);
+        topic_append(&topics[0], &o);
+        pb_out_release(&o);
+        snprintf(where, sizeof(where), "channel src-dml_0, message at 0.%llu",
+                 (unsigned long long)topics[0].msgs[topics[0].n - 1].id);
+        write_insert(c, 0, 2, next_tt()); /* must not overtake it */
+        wait_fatal();
+        assert_non_null(strstr(fatal_text, where));
+        assert_non_null(strstr(fatal_text, cases[i].text));
+        snprintf(first, sizeof(first), "%s", fatal_text);
+        task_crash();
+        task_make();
+        wait_fatal();
+        assert_string_equal(fatal_text, first);
+        assert_int_equal(target_value(t_by_name("a"), 0, 2), 0);
+        teardown(state);
+        setup(state);
+    }
+}
+
 static void test_stop_stores_everything(void **state)
 {
     (void)state;
@@ -1716,6 +2250,18 @@ int main(void)
         T(test_lost_position),
         T(test_accepted_gap),
         T(test_wrong_queue),
+        T(test_dropped_while_it_was_made),
+        T(test_partition_of_a_dropped_collection),
+        T(test_partition_made_while_the_task_does_not_run),
+        T(test_partition_made_at_once),
+        T(test_partitions_come_and_go),
+        T(test_operations_in_order),
+        T(test_an_operation_that_waits_holds_no_rows),
+        T(test_an_operation_refused_for_good_stops_the_task),
+        T(test_operations_after_crashes),
+        T(test_an_unreadable_operation_stops_the_task),
+        T(test_databases_are_made),
+        T(test_what_cannot_be_read_stops_the_task),
         T(test_stop_stores_everything),
     };
     int failed;
