@@ -16,6 +16,7 @@ enum {
 
 static void feed_close(struct feed *f);
 static void feed_kick(struct feed *f);
+static void feed_merge(struct feed *f);
 
 static struct share *from_port(struct wal_port *p)
 {
@@ -181,20 +182,23 @@ static void run_ready(struct share *s)
     size_t told = 0;
 
     s->telling = true;
-    while (!s->closed && told < TURN_MSGS && (c = TAILQ_FIRST(&s->ready))) {
+    while (told < TURN_MSGS && (c = TAILQ_FIRST(&s->ready))) {
         struct feed *f = c->feed;
 
         client_unqueue(c);
         if (!owes(c)) /* paused meanwhile */
             continue;
         told += tell(c) + 1;
-        if (!s->closed && !c->closed && c->feed == f)
+        if (s->closed)
+            return;
+        if (!c->closed && c->feed == f)
             client_queue(c);
-        if (!s->closed)
-            feed_kick(f);
+        feed_kick(f);
+        if (f->reader && !c->next)
+            feed_merge(f);
     }
     s->telling = false;
-    if (!s->closed && !TAILQ_EMPTY(&s->ready))
+    if (!TAILQ_EMPTY(&s->ready))
         timer_set(&s->timer, 0);
 }
 
@@ -339,7 +343,7 @@ static void feed_merge(struct feed *f)
 {
     struct chunk *k;
     size_t index;
-    struct feed *to = feed_behind(f->topic, f, f->last, &k, &index);
+    struct feed *to = f->begun ? feed_behind(f->topic, f, f->last, &k, &index) : NULL;
     struct wal_reader *c, *next;
 
     if (!to)
@@ -412,7 +416,7 @@ static void on_batch(void *arg, const struct wal_msg *msgs, size_t n, bool caugh
             feed_keep(f, msgs, n);
         feed_tell(f);
     }
-    if (!s->closed && f->reader && f->begun)
+    if (!s->closed && f->reader)
         feed_merge(f);
     if (!s->closed && f->reader)
         feed_kick(f);

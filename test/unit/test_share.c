@@ -306,6 +306,15 @@ struct client {
 static struct client clients[MAX_CLIENTS];
 static bool inside; /* a call into the port */
 
+/* The first that exists, or one that did when another client of the feed asked. */
+static void first_message(struct client *c, uint64_t id)
+{
+    c->next = c->earliest ? c->log->first : c->start;
+    while (c->earliest && c->next > 0 && c->log->ids[c->next] > id)
+        c->next--;
+    c->begun = true;
+}
+
 static void c_on_batch(void *arg, const struct wal_msg *msgs, size_t n, bool caught_up)
 {
     struct client *c = arg;
@@ -315,10 +324,8 @@ static void c_on_batch(void *arg, const struct wal_msg *msgs, size_t n, bool cau
     assert_false(c->paused);
     assert_false(c->lost);
     assert_true(n > 0 || (caught_up && !c->caught));
-    if (!c->begun && n > 0) {
-        c->next = c->earliest ? c->log->first : c->start;
-        c->begun = true;
-    }
+    if (!c->begun && n > 0)
+        first_message(c, msgs[0].pos.minor);
     for (size_t i = 0; i < n; i++, c->next++) {
         if (msgs[i].pos.minor != c->log->ids[c->next] || msgs[i].len != c->log->sizes[c->next])
             fail_msg("message %zu of %s: id %llu instead of %llu", c->next, c->log->name,
@@ -532,6 +539,30 @@ static void test_slow_one_leaves_and_comes_back(void **state)
     settle(5);
     check_there(slow);
     check_there(b);
+}
+
+/* More than a turn may tell: the queue rests until all have it, nobody leaves, and the loop is not held up. */
+static void test_large_batches_in_turns(void **state)
+{
+    struct log *l = &logs[0];
+
+    (void)state;
+    produce(l, 3000, MSG_BYTES);
+    for (int i = 0; i < 3; i++)
+        c_open(i, l, false, 0);
+    while (clients[2].next < l->n) {
+        size_t before = clients[0].next + clients[1].next + clients[2].next;
+
+        assert_true(step(LIST_FIRST(&readers), 300));
+        assert_int_equal(clients[0].next + clients[1].next + clients[2].next, before + 300);
+        assert_true(LIST_FIRST(&readers)->paused);
+        assert_in_range(live_bytes, 300 * MSG_BYTES, 300 * MSG_BYTES);
+        while (LIST_FIRST(&readers)->paused)
+            turn();
+        assert_int_equal(clients[0].next, clients[2].next);
+        assert_int_equal(live_bytes, 0);
+    }
+    assert_int_equal(n_opened, 1);
 }
 
 /* All rest: the queue is not read. */
@@ -801,13 +832,14 @@ static void test_model(void **state)
         teardown(NULL);
         setup(NULL);
         rnd_state = seed + k;
-        print_message("seed %u\n", seed + k);
+        print_message(k ? " %u" : "seeds %u", seed + k);
         for (int i = 0; i < 4000; i++) {
             random_step();
             if (i % 1000 == 999)
                 quiesce();
         }
     }
+    print_message("\n");
 }
 
 int main(void)
@@ -817,6 +849,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_from_the_first_message, setup, teardown),
         cmocka_unit_test_setup_teardown(test_single_passes_through, setup, teardown),
         cmocka_unit_test_setup_teardown(test_slow_one_leaves_and_comes_back, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_large_batches_in_turns, setup, teardown),
         cmocka_unit_test_setup_teardown(test_all_paused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_apart_then_together, setup, teardown),
         cmocka_unit_test_setup_teardown(test_trouble, setup, teardown),
