@@ -311,7 +311,7 @@ static void wrong_queue(const struct join_topic *jt)
     struct err err;
 
     err_set(&err, ERR_INVALID, ERRC_USER,
-            "the source has a collection on channel %s, but there is nothing of that name in the message queue (%s): is %s "
+            "the source has a collection on channel %s, but nothing of that name is in the message queue (%s): is %s "
             "the queue of this source?",
             jt->name, w->name, w->setting);
     task_fatal(jt->task, &err);
