@@ -120,7 +120,7 @@ struct wal_port *kafka_open(struct loop *l, const struct kafka_options *o, struc
         return NULL;
     }
     w = xcalloc(1, sizeof(*w));
-    w->port = (struct wal_port){.ops = &kafka_ops, .name = "kafka"};
+    w->port = (struct wal_port){.ops = &kafka_ops, .name = "kafka", .setting = "sourceConfig.kafka.address"};
     w->loop = l;
     w->brokers = xstrdup(o->brokers);
     w->username = xstrdup(o->sasl_username ? o->sasl_username : "");

@@ -721,7 +721,7 @@ struct wal_port *nats_open(struct loop *l, const struct nats_options *o, struct 
         port_free(w);
         return NULL;
     }
-    w->port = (struct wal_port){.ops = &nats_ops, .name = "natsmq"};
+    w->port = (struct wal_port){.ops = &nats_ops, .name = "natsmq", .setting = "sourceConfig.natsmq.address"};
     w->loop = l;
     w->login = (struct nats_login){dup_set(o->username), dup_set(o->password), dup_set(o->token)};
     w->fetch_bytes = o->fetch_bytes ? o->fetch_bytes : DEFAULT_FETCH_BYTES;

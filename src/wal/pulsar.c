@@ -240,7 +240,7 @@ struct wal_port *pulsar_open(struct loop *l, const struct pulsar_options *o, str
 {
     struct pulsar *p = xcalloc(1, sizeof(*p));
 
-    p->port = (struct wal_port){.ops = &pulsar_ops, .name = "pulsar"};
+    p->port = (struct wal_port){.ops = &pulsar_ops, .name = "pulsar", .setting = "sourceConfig.pulsar.address"};
     p->loop = l;
     LIST_INIT(&p->conns);
     LIST_INIT(&p->readers);
