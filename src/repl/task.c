@@ -322,7 +322,10 @@ static void on_end(void *arg, const struct err *err, bool found, struct wal_pos 
     struct join_topic *jt = arg;
 
     if (err) {
-        set_text(&jt->task->start_trouble, err->text);
+        struct err e = *err;
+        if (!strstr(e.text, jt->task->o.wal->setting))
+            err_wrap(&e, "%s", jt->task->o.wal->setting);
+        set_text(&jt->task->start_trouble, e.text);
         timer_set(&jt->task->start_timer, backoff_next_ms(&jt->task->start_backoff));
         jt->asking = false;
         return;

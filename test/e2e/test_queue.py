@@ -3,6 +3,7 @@ import json
 import subprocess
 
 import pytest
+from compare import compare
 from conftest import QUEUE
 from servers import ApiError, free_port, wait_for
 
@@ -35,8 +36,15 @@ def test_broker_restarts(lab, cdc, writing, hard):
         lab.pair.queue.broker.restart(hard=hard)
         lab.pair.revive()
         w.wait_batches(5, timeout=180)
-    lab.equal(cdc, task, [t], timeout=240)
+    cdc.wait_caught_up(task, 240)
+    wait_for("both sides equal", lambda: same_rows(lab, t), 120, 1)
     assert cdc.task(task)["state"] == "Running"
+
+
+def same_rows(lab, t):
+    """A broker that is killed makes the source's producer write a message twice, and the source counts its rows twice;
+    the copy on the target must have each key once."""
+    return all(": count(*): source" in line for line in compare(lab.source, lab.target, [t.name]))
 
 
 @pytest.mark.only_on("kafka", "natsmq")  # Pulsar keeps what a task needs; RocksMQ cannot be made to drop it
