@@ -14,7 +14,7 @@
 enum {
     FETCH_DEFAULT = 16 << 20,
     FETCH_MIN = 1 << 20,
-    FETCH_MAX = 1 << 30,
+    FETCH_MAX = 256 << 20, /* an answer stays below receive.message.max.bytes, 100 MB */
     MIN_BUSY = 4,
 };
 

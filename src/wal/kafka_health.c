@@ -21,12 +21,29 @@ enum {
 
 /* ---- texts ------------------------------------------------------------------------------------------ */
 
-static const char *hint(rd_kafka_resp_err_t code)
+/*
+ * Before 2.6.1 librdkafka repeats its nonce in SCRAM's last message (confluentinc/librdkafka#4895); older brokers let that
+ * pass, Kafka 4.3.1 answers "invalid credentials".
+ */
+static bool scram_may_be_too_old(const struct kafka *w)
+{
+    char mechanism[40];
+    size_t size = sizeof(mechanism);
+
+    return rd_kafka_version() < 0x02060100 &&
+           rd_kafka_conf_get(w->conf, "sasl.mechanisms", mechanism, &size) == RD_KAFKA_CONF_OK &&
+           strncmp(mechanism, "SCRAM", 5) == 0;
+}
+
+static const char *hint(const struct kafka *w, rd_kafka_resp_err_t code)
 {
     switch (code) {
     case RD_KAFKA_RESP_ERR__AUTHENTICATION:
     case RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED:
     case RD_KAFKA_RESP_ERR_UNSUPPORTED_SASL_MECHANISM:
+        if (scram_may_be_too_old(w))
+            return " (check sourceConfig.kafka.saslUsername, saslPassword and saslMechanisms; recent brokers, as Kafka "
+                   "4.3, refuse SCRAM of librdkafka before 2.6.1: then use PLAIN)";
         return " (check sourceConfig.kafka.saslUsername, saslPassword and saslMechanisms)";
     case RD_KAFKA_RESP_ERR__SSL:
         return " (check sourceConfig.kafka.securityProtocol and the TLS files)";
@@ -55,7 +72,7 @@ void khealth_error(const struct kafka *w, const char *topic, rd_kafka_resp_err_t
 {
     if (kask_reached(code)) {
         err_set(ret, code_of(code), ERRC_RETRY, "Kafka topic %s on %s: %s%s", topic, w->brokers,
-                text ? text : rd_kafka_err2str(code), hint(code));
+                text ? text : rd_kafka_err2str(code), hint(w, code));
         return;
     }
     if (w->last_text[0]) { /* says more than that there was no answer */
@@ -64,7 +81,7 @@ void khealth_error(const struct kafka *w, const char *topic, rd_kafka_resp_err_t
     }
     err_set(ret, code_of(code), ERRC_RETRY,
             "Kafka topic %s: no answer from the brokers %s (sourceConfig.kafka.address): %s%s", topic, w->brokers,
-            text ? text : rd_kafka_err2str(code), hint(code));
+            text ? text : rd_kafka_err2str(code), hint(w, code));
 }
 
 /* ---- what is known ------------------------------------------------------------------------------------- */
