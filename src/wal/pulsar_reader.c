@@ -365,11 +365,10 @@ static void collect(struct wal_reader *r, struct pulsar_msgs *msgs)
 {
     struct pulsar_entry *e;
 
-    while ((e = STAILQ_FIRST(&r->queue)) && msgs->n < BATCH_MSGS && msgs->bytes < BATCH_BYTES) {
+    while (!r->fail.code && !r->go_back && (e = STAILQ_FIRST(&r->queue)) && msgs->n < BATCH_MSGS &&
+           msgs->bytes < BATCH_BYTES) {
         decode(r, e, msgs);
         forget_entry(r, e);
-        if (r->fail.code || r->go_back)
-            return;
     }
 }
 
