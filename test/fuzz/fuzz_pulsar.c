@@ -62,21 +62,28 @@ static size_t fuzz_check_msgs(const struct pulsar_msgs *m)
     return bytes;
 }
 
-/* One entry in memory of its own, so that ASan sees what is read outside. Returns the messages it gave. */
+/* Memory of its own, so that ASan sees what is read outside. */
+static struct buf *fuzz_copy(const uint8_t *data, size_t len)
+{
+    uint8_t *copy = malloc(len ? len : 1);
+
+    FUZZ_CHECK(copy);
+    if (len)
+        memcpy(copy, data, len);
+    return buf_wrap(copy, len, free, copy);
+}
+
+/* Returns the messages that an entry gave. */
 static size_t fuzz_entry(struct pulsar_decoder *d, const Pulsar__CommandMessage *m, const uint8_t *rest, size_t len)
 {
     struct pulsar_entry e = {.ledger = m->message_id->ledger_id, .entry = m->message_id->entry_id};
-    uint8_t *copy = malloc(len ? len : 1);
     struct pulsar_msgs msgs = {0};
     struct err err;
     size_t n = 0;
 
-    FUZZ_CHECK(copy);
-    if (len)
-        memcpy(copy, rest, len);
-    fuzz_fix_checksum(copy, len);
-    e.frame = buf_wrap(copy, len, free, copy);
-    if (pulsar_entry_parse(copy, len, &e, &err) == 0) {
+    e.frame = fuzz_copy(rest, len);
+    fuzz_fix_checksum(e.frame->data, len);
+    if (pulsar_entry_parse(e.frame->data, len, &e, &err) == 0) {
         if (pulsar_decode(d, &e, &msgs, &err))
             FUZZ_CHECK(msgs.n == 0 && err.text[0] && (err.cls == ERRC_DATA || err.cls == ERRC_LOST));
         n = msgs.n;
@@ -91,25 +98,22 @@ static size_t fuzz_entry(struct pulsar_decoder *d, const Pulsar__CommandMessage 
 
 static size_t fuzz_frame(struct pulsar_decoder *d, const uint8_t *data, size_t len)
 {
-    uint8_t *copy = malloc(len ? len : 1);
+    struct buf *copy = fuzz_copy(data, len);
     Pulsar__BaseCommand *cmd;
     const uint8_t *rest;
     size_t rest_len, n = 0;
     struct err err;
     uint64_t id;
 
-    FUZZ_CHECK(copy);
-    if (len)
-        memcpy(copy, data, len);
-    cmd = pulsar_frame_parse(copy, len, &rest, &rest_len, &err);
+    cmd = pulsar_frame_parse(copy->data, len, &rest, &rest_len, &err);
     if (cmd) {
-        FUZZ_CHECK(rest >= copy && rest_len <= len);
+        FUZZ_CHECK(rest >= copy->data && rest_len <= len);
         (void)pulsar_answer(cmd, &id, &err);
         if (cmd->type == PULSAR__BASE_COMMAND__TYPE__MESSAGE)
             n = fuzz_entry(d, cmd->message, rest, rest_len);
     }
     pulsar_command_free(cmd);
-    free(copy);
+    buf_unref(copy);
     return n;
 }
 
