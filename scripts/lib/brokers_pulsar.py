@@ -1,5 +1,9 @@
 """Apache Pulsar 4.0.7 standalone for the tests: its jars come from Maven once, into build/pulsar-4.0.7."""
+import base64
+import hashlib
+import hmac
 import json
+import os
 import shutil
 import subprocess
 import urllib.error
@@ -31,18 +35,54 @@ def fetch():
     (HOME / "complete").touch()
 
 
+def make_token(folder, role):
+    """A file with a secret, and a token that it signs (JWT, HS256)."""
+    def part(data):
+        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+    secret = os.urandom(32)
+    (folder / "secret.key").write_bytes(secret)
+    text = part(b'{"alg":"HS256"}') + "." + part(json.dumps({"sub": role}).encode())
+    return folder / "secret.key", text + "." + part(hmac.new(secret, text.encode(), hashlib.sha256).digest())
+
+
+def make_tls(folder):
+    """An authority, and a certificate of it for localhost and 127.0.0.1: (ca, cert, key)."""
+    def openssl(*args):
+        subprocess.run(["openssl", *args], cwd=folder, check=True, capture_output=True)
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-days", "30",
+            "-subj", "/CN=test authority")
+    openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", "key1.pem", "-out", "req.pem", "-subj", "/CN=localhost")
+    openssl("pkcs8", "-topk8", "-nocrypt", "-in", "key1.pem", "-out", "key.pem")
+    (folder / "ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    openssl("x509", "-req", "-in", "req.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "cert.pem",
+            "-days", "30", "-extfile", "ext")
+    return folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
+
+
 class Pulsar(Process):
     """
-    One broker, bookie and metadata store in a process of 512 MB heap. Ready in some 30 s. settings: keys of
-    standalone.conf; the default keeps nothing longer than its subscriptions need.
+    One broker, bookie and metadata store in a process of 512 MB heap. Ready in some 10 s. settings: keys of
+    standalone.conf; the default keeps nothing longer than its subscriptions need. token, secret: from make_token(), for a
+    broker that demands one. tls: from make_tls(), for a second port.
     """
 
-    def __init__(self, folder, name="pulsar", keep=False, **settings):
+    def __init__(self, folder, name="pulsar", keep=False, token=None, secret=None, tls=None, **settings):
         super().__init__(name, folder, keep)
+        if secret:
+            provider = "org.apache.pulsar.broker.authentication.AuthenticationProviderToken"
+            settings.update(authenticationEnabled="true", authorizationEnabled="true", authenticationProviders=provider,
+                            tokenSecretKey=f"file://{secret}", superUserRoles="admin",
+                            brokerClientAuthenticationPlugin="org.apache.pulsar.client.impl.auth.AuthenticationToken",
+                            brokerClientAuthenticationParameters=f"token:{token}")
+        if tls:
+            self.tls_port = free_port()
+            self.tls_address = f"pulsar+ssl://127.0.0.1:{self.tls_port}"
+            settings.update(brokerServicePortTls=self.tls_port, tlsTrustCertsFilePath=tls[0], tlsCertificateFilePath=tls[1],
+                            tlsKeyFilePath=tls[2])
         self.port, self.web_port, self.bookie_port = free_port(), free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.web = f"http://127.0.0.1:{self.web_port}"
-        self.token = None  # of the admin calls
+        self.token = token
         self.settings = {
             "brokerServicePort": self.port, "webServicePort": self.web_port, "bindAddress": "127.0.0.1",
             "advertisedAddress": "127.0.0.1", "clusterName": "standalone", "managedLedgerDefaultEnsembleSize": 1,
@@ -63,7 +103,7 @@ class Pulsar(Process):
         args = ["java", *[a for o in OPENS for a in ("--add-opens", f"{o}=ALL-UNNAMED")],
                 "-Dio.netty.tryReflectionSetAccessible=true", "-Xmx512m", "-XX:MaxDirectMemorySize=512m",
                 "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError",
-                f"-Dpulsar.allocator.exit_on_oom=true", "-cp", f"{HOME / 'lib'}/*",
+                "-Dpulsar.allocator.exit_on_oom=true", "-cp", f"{HOME / 'lib'}/*",
                 "org.apache.pulsar.PulsarStandaloneStarter", "-c", conf, "-nfw", "-nss",
                 "--metadata-dir", self.dir / "metadata", "--bookkeeper-dir", self.dir / "bookkeeper",
                 "--bookkeeper-port", self.bookie_port]

@@ -588,6 +588,11 @@ struct pconn *pconn_service(struct pulsar *p)
     return pconn_get(p, &p->addrs[p->addr], NULL, true);
 }
 
+static bool same_addr(const struct pulsar_addr *a, const struct pulsar_addr *b)
+{
+    return a->port == b->port && strcmp(a->host, b->host) == 0;
+}
+
 struct pconn *pconn_broker(struct pulsar *p, const char *url, bool through_service, struct err *err)
 {
     const char *scheme = p->use_tls ? "pulsar+ssl://" : "pulsar://";
@@ -599,10 +604,10 @@ struct pconn *pconn_broker(struct pulsar *p, const char *url, bool through_servi
         err_set(err, ERR_PROTO, ERRC_RETRY, "Pulsar names no usable broker for %.10s: \"%.200s\"", scheme, url ? url : "");
         return NULL;
     }
-    if (through_service)
+    if (through_service && !same_addr(&a, &p->addrs[p->addr])) /* a standalone broker always says so */
         c = pconn_get(p, &p->addrs[p->addr], url + strlen(scheme), true);
     else
-        c = pconn_get(p, &a, NULL, false);
+        c = pconn_get(p, &a, NULL, through_service);
     free(a.host);
     return c;
 }

@@ -436,7 +436,7 @@ static int decode_payload(struct pulsar_decoder *d, const struct pulsar_entry *e
 {
     const uint8_t *data = whole == e->frame ? e->payload : whole->data;
     size_t len = whole == e->frame ? e->len : whole->size;
-    struct buf *b;
+    struct buf *b = NULL;
     int rc = inflate_to(d, &e->meta, whole, &data, &len, &b, err);
 
     if (rc)

@@ -22,7 +22,7 @@ enum {
     BATCH_MSGS = 256,
     BATCH_BYTES = 1 << 20,
     PERMITS_MAX = 1000, /* of messages */
-    SIZE_FIRST = 64 << 10, /* of a message, as long as none was seen */
+    SIZE_FIRST = 1 << 20, /* of a message, as long as none was seen */
     SIZE_MIN = 8 << 10,
     IDLE_MS = 5, /* nothing comes: the end */
     RETRY_MIN_MS = 50,
@@ -272,6 +272,8 @@ static void kick(struct wal_reader *r)
         timer_set(&r->deliver, 0);
 }
 
+static void on_deliver(void *arg);
+
 static void on_entry(void *arg, struct pulsar_entry *e)
 {
     struct wal_reader *r = arg;
@@ -292,7 +294,10 @@ static void on_entry(void *arg, struct pulsar_entry *e)
         r->state = PREADER_DROPPED;
         return;
     }
-    kick(r);
+    if (!r->paused && r->queue_bytes >= BATCH_BYTES)
+        on_deliver(r); /* now: the socket may stay readable for long, and this is as much as one call takes */
+    else
+        kick(r);
 }
 
 /* Is m for the user? The rule of the start, and no position twice. */
@@ -365,11 +370,10 @@ static void collect(struct wal_reader *r, struct pulsar_msgs *msgs)
 {
     struct pulsar_entry *e;
 
-    while ((e = STAILQ_FIRST(&r->queue)) && msgs->n < BATCH_MSGS && msgs->bytes < BATCH_BYTES) {
+    while (!r->fail.code && !r->go_back && (e = STAILQ_FIRST(&r->queue)) && msgs->n < BATCH_MSGS &&
+           msgs->bytes < BATCH_BYTES) {
         decode(r, e, msgs);
         forget_entry(r, e);
-        if (r->fail.code || r->go_back)
-            return;
     }
 }
 

@@ -718,6 +718,56 @@ static void closing_leaves_nothing_behind(void **state)
     WAIT_FOR(!stats_have(topic, "stats", "milvus-cdc-reader-"));
 }
 
+/* PULSAR_TOKEN, PULSAR_TLS, PULSAR_CA: the same broker, which demands the token. */
+static void token_and_tls(void **state)
+{
+    const char *token = getenv("PULSAR_TOKEN"), *tls = getenv("PULSAR_TLS"), *ca = getenv("PULSAR_CA");
+    struct pulsar_options o = {.address = address, .auth_token = token};
+    struct answer a = {0};
+    struct pp p;
+    struct got g;
+    char cut[300];
+
+    (void)state;
+    assert_non_null(token);
+    assert_int_equal(pp_open(&p, address, token, "secured"), 0);
+    for (uint32_t i = 0; i < 10; i++)
+        put(&p, i, 300000);
+    assert_int_equal(pp_flush(&p), 0);
+    pp_close(&p);
+    for (int i = 0; i < 3; i++) { /* plain, TLS with the name compared, without */
+        pulsar_close(port);
+        o.address = i ? tls : address;
+        o.ca_path = i ? ca : NULL;
+        o.tls_skip_hostname = i == 2;
+        port = pulsar_open(loop, &o, NULL);
+        assert_non_null(port);
+        got_open(&g, "secured", NULL);
+        WAIT_FOR(g.n == 10 && g.caught_up);
+        assert_values(&g, 0, 10);
+        got_close(&g);
+    }
+    pulsar_close(port); /* a token that somebody else signed */
+    snprintf(cut, sizeof(cut), "%.*sAAAA", (int)strlen(token) - 4, token);
+    o.auth_token = cut;
+    port = pulsar_open(loop, &o, NULL);
+    port->ops->end(port, "secured", on_end, &a);
+    WAIT_FOR(a.n == 1);
+    assert_true(a.failed);
+    assert_int_equal(a.err.code, ERR_AUTH);
+    assert_non_null(strstr(a.err.text, "authParams"));
+    assert_null(strstr(a.err.text, cut));
+    pulsar_close(port); /* an authority that we do not know */
+    o.auth_token = token;
+    o.ca_path = NULL;
+    port = pulsar_open(loop, &o, NULL);
+    a.n = 0;
+    port->ops->end(port, "secured", on_end, &a);
+    WAIT_FOR(a.n == 1);
+    assert_true(a.failed);
+    assert_non_null(strstr(a.err.text, "certificate refused"));
+}
+
 static int setup(void **state)
 {
     struct pulsar_options o = {.address = address};
@@ -740,6 +790,7 @@ static int teardown(void **state)
 
 int main(int argc, char **argv)
 {
+    const struct CMUnitTest secured[] = {LIVE(token_and_tls)};
     const struct CMUnitTest tests[] = {
         LIVE(earliest_position_and_end),
         LIVE(topic_made_later),
@@ -768,5 +819,7 @@ int main(int argc, char **argv)
     snprintf(address, sizeof(address), "%s", getenv("PULSAR"));
     snprintf(web, sizeof(web), "%s", getenv("PULSAR_WEB"));
     snprintf(run, sizeof(run), "%llx", (unsigned long long)clock_wall_ms());
+    if (getenv("PULSAR_TOKEN"))
+        return cmocka_run_group_tests(secured, NULL, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
