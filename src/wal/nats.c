@@ -75,15 +75,24 @@ size_t nats_base_bytes(const struct nats_port *w)
     return n < MIN_BASE_BYTES ? MIN_BASE_BYTES : n > MAX_BASE_BYTES ? MAX_BASE_BYTES : n;
 }
 
-/* In turn; a large wish is not overtaken by others of the queue. */
+/* In turn; a large wish is not overtaken by others of the queue. What a reader asked for and does not need at the end
+ * of its stream is taken from it; NATS knows no other way than to end its consumer. */
 void nats_port_feed(struct nats_port *w)
 {
-    struct wal_reader *r;
+    struct wal_reader *r = NULL;
 
-    while ((r = TAILQ_FIRST(&w->hungry))) {
+    while (w->state == NATS_PORT_UP && (r = TAILQ_FIRST(&w->hungry))) {
         nats_reader_fetch(r);
         if (r->is_hungry)
+            break;
+    }
+    if (!r)
+        return;
+    TAILQ_FOREACH (r, &w->readers, next) {
+        if (nats_reader_wastes(r)) {
+            nats_reader_restart(r); /* comes here again */
             return;
+        }
     }
 }
 

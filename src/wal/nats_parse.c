@@ -68,7 +68,7 @@ void nats_parser_filled(struct nats_parser *p, size_t n)
 
 static int bad(struct err *err, const char *what)
 {
-    err_set(err, ERR_PROTO, ERRC_RETRY, "NATS: the server sent %s", what);
+    err_set(err, ERR_PROTO, ERRC_RETRY, "the server sent %s", what);
     return -1;
 }
 
@@ -140,7 +140,7 @@ static int begin_msg(struct nats_parser *p, struct nats_text args, bool headers,
     if (!number(w[1], &op->sid) || !number(w[n - 1], &len) || (headers && !number(w[n - 2], &hdr)) || hdr > len)
         return bad(err, "a message line with a wrong number");
     if (len > NATS_PAYLOAD_MAX) {
-        err_set(err, ERR_LIMIT, ERRC_RETRY, "NATS: a message of %llu bytes, more than %d", (unsigned long long)len,
+        err_set(err, ERR_LIMIT, ERRC_RETRY, "a message of %llu bytes, more than %d", (unsigned long long)len,
                 NATS_PAYLOAD_MAX);
         return -1;
     }

@@ -252,6 +252,10 @@ void nats_reader_on_status(struct wal_reader *r, uint64_t id, const struct nats_
 void nats_reader_on_created(struct wal_reader *r); /* a stream of its name was made */
 void nats_reader_set_paused(struct wal_reader *r, bool paused);
 void nats_reader_tick(struct wal_reader *r, uint64_t now_ms);
+/* It is at the end and holds more of the budget than it needs there. */
+bool nats_reader_wastes(const struct wal_reader *r);
+/* Makes its consumer anew behind the last message received. */
+void nats_reader_restart(struct wal_reader *r);
 /* Asks for more if there is room for it. */
 void nats_reader_fetch(struct wal_reader *r);
 

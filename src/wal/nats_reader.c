@@ -157,7 +157,7 @@ void nats_reader_fetch(struct wal_reader *r)
     bool first = true;
     size_t size;
 
-    if (r->state != NATS_READER_ACTIVE || r->paused) {
+    if (r->state != NATS_READER_ACTIVE || r->paused || r->w->state != NATS_PORT_UP) {
         set_hungry(r, false);
         return;
     }
@@ -550,6 +550,22 @@ void nats_reader_set_paused(struct wal_reader *r, bool paused)
         wait_ms(r, 0); /* the server may have removed the consumer */
     else
         nats_reader_fetch(r);
+}
+
+bool nats_reader_wastes(const struct wal_reader *r)
+{
+    if (r->state != NATS_READER_ACTIVE || r->behind)
+        return false;
+    for (size_t i = 0; i < NATS_FETCHES; i++) {
+        if (r->fetches[i].large)
+            return true;
+    }
+    return false;
+}
+
+void nats_reader_restart(struct wal_reader *r)
+{
+    wait_ms(r, 0);
 }
 
 void nats_reader_tick(struct wal_reader *r, uint64_t now_ms)

@@ -155,7 +155,7 @@ static void client_fill(struct nats_client *c, const char *stream, unsigned from
 
         data[n] = 'x';
         client_publish(c, stream, headers, data, size > (size_t)n ? size : (size_t)n);
-        while (i - acked >= WINDOW || (i == to && acked <= to)) {
+        while (i + 1 - acked > (i == to ? 0 : WINDOW)) {
             json_decref(client_reply(c));
             acked++;
         }

@@ -693,6 +693,7 @@ int main(void)
         T(a_killed_server_loses_nothing),
     };
 
+    setvbuf(stdout, NULL, _IOLBF, 0);
     address = getenv("NATS");
     if (!address) {
         const char *must = getenv("MILVUS_CDC_REQUIRE_LIVE");
