@@ -215,6 +215,7 @@ static void queue_tick(struct link *l, struct wal_pos pos, uint64_t tt)
 {
     struct item *it = l->tick;
 
+    tchan_on_link_tick(l->tchan, l);
     if (!it) {
         it = item_new(ITEM_TICK, l);
         it->tt = tt;
@@ -364,7 +365,7 @@ void link_reset(struct link *l)
 void link_restart(struct link *l)
 {
     l->sent = wal_pos_cmp(l->maybe, l->done) > 0 ? l->maybe : l->done;
-    l->dirty = true;
+    l->dirty = l->ticked = true;
     begin_catchup(l);
 }
 

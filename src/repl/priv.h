@@ -82,7 +82,9 @@ struct link {
     struct wal_pos start, done, sent, op;
     uint64_t start_tt, done_tt, sent_tt, retimed_tt, op_tt;
     char *target_pos;
-    bool dirty;               /* differs from what was stored */
+    bool dirty;               /* more than ticks differs from what was stored */
+    bool ticked;              /* anything does */
+    size_t range;             /* its place in the request being built, if it has one there */
     struct wal_pos maybe;     /* what was really sent: the target may have everything up to here */
     uint64_t row_max;         /* greatest time of a row on the target channel by this link */
 
@@ -131,6 +133,7 @@ struct req_range {
     struct wal_pos ack, doubt, op, tick_pos, maybe_before;
     uint64_t tick_tt, op_tt, max_tt;
     bool has_rows;
+    bool note;         /* it is stored before the request is sent */
     bool voided; /* a request before it failed: its link's messages are in doubt even when this one is confirmed */
 };
 
@@ -177,6 +180,8 @@ struct tchan {
     uint64_t tick_maybe;       /* greatest tick that the target may have seen */
     uint64_t row_built;        /* greatest row time in a request since the last tick: it is not visible yet */
     uint64_t last_tick_ms;     /* monotonic, when a tick was last built */
+    uint64_t low_tick;         /* so many links hold the channel's tick down to this; 0 links: not known */
+    size_t low_links;
     struct timer tick_timer, retry_timer, skip_timer;
     struct store *load_store;  /* the tick is being asked for here */
     struct backoff backoff;
@@ -200,6 +205,7 @@ struct repl_hub {
     struct repl_budget *budget;
     struct tchan *tchans;
     int64_t msg_id_seq;        /* ids for messages that we make or repeat */
+    uint64_t confirmed;        /* requests */
 };
 
 struct tchan *hub_tchan(struct repl_hub *h, const char *name);
@@ -214,6 +220,8 @@ void tchan_detach(struct tchan *tc, struct link *l);
 /* Something sent before is in doubt: it may still be at work in the target. Sends nothing for a moment. */
 void tchan_quarantine(struct tchan *tc);
 void tchan_queue(struct tchan *tc, struct item *take);
+/* The link's tick is about to move forward. */
+void tchan_on_link_tick(struct tchan *tc, const struct link *l);
 /* Drops the link's items that are in no request yet. */
 void tchan_unqueue(struct tchan *tc, struct link *l);
 /* Is a message of the collection in a request that is not answered yet? */
@@ -445,6 +453,9 @@ struct repl_task {
     unsigned drops_open;        /* collections and partitions whose drop is not finished */
     uint64_t sync_round;        /* completed syncs, so that a stall knows that its question was answered */
     size_t held;                /* bytes of messages in memory */
+    uint64_t counted;           /* number of the last request that was counted */
+    struct metric *m_requests;
+    uint64_t ticks_stored_ms;   /* monotonic, when progress by ticks alone was last stored */
     struct timer ckpt_timer, start_timer, stop_timer, kick_timer, fatal_timer;
     struct backoff start_backoff;
     store_done_fn started;
@@ -480,6 +491,8 @@ void task_kick_waiting(struct repl_task *t);
 bool task_take_ckpt(struct repl_task *t, const char *src, const char *dst, struct repl_ckpt *ret);
 /* One more call to the target that succeeded, in milvus_cdc_api_execute_total. */
 void task_count_call(struct repl_task *t, const char *api_type);
+/* The same for a request with messages, once for each number. */
+void task_count_request(struct repl_task *t, uint64_t number);
 void ckpt_release(struct repl_ckpt *c);
 /* Replaces a text; NULL clears it. */
 void set_text(char **slot, const char *text);
