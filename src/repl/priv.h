@@ -26,6 +26,12 @@
 #include "repl/port.h"
 #include "repl/task.h"
 
+/* Most tables here are the partitions of a collection: one. They grow as they need. */
+#undef HASH_INITIAL_NUM_BUCKETS
+#undef HASH_INITIAL_NUM_BUCKETS_LOG2
+#define HASH_INITIAL_NUM_BUCKETS 4U
+#define HASH_INITIAL_NUM_BUCKETS_LOG2 2U
+
 /* A TimeTick message of 2.3.5 (source.md 5), for the metrics. */
 #define TICK_BYTES 17
 
@@ -103,7 +109,7 @@ struct link {
     uint64_t last_src_tt;     /* of the last re-timed item, with retimed_tt its new time */
     bool group_open;          /* the last built item has retime_more */
     struct metric *m_read_tt, *m_write_tt;
-    struct metric *m_bytes[2][3]; /* read, write; insert, delete, tick */
+    struct metric *m_bytes[2][3]; /* read, write; insert, delete, tick. NULL until there is one */
 };
 LIST_HEAD(link_list, link);
 
@@ -350,9 +356,12 @@ struct coll {
     struct timer retry;
     struct backoff backoff;
     char *trouble;
-    struct metric *m_rows[2][2]; /* read, written; insert, delete */
+    struct metric *m_rows[2][2]; /* read, written; insert, delete. NULL until there is one: most are idle */
 };
 
+/* Counts rows that were read (or written) in a message of so many bytes. */
+void coll_count(struct coll *c, bool written, bool delete, uint64_t rows);
+void link_count(struct link *l, bool written, unsigned type, size_t bytes);
 struct coll *coll_ref(struct coll *c);
 void coll_unref(struct coll *c);
 
@@ -423,11 +432,6 @@ void dbs_free(struct repl_task *t);
 
 enum run_state { RUN_NEW, RUN_LOADING, RUN_JOINING, RUN_RUNNING, RUN_STOPPING, RUN_STOPPED };
 
-struct ignored_id {
-    UT_hash_handle hh;
-    int64_t id;
-};
-
 /* The first start asks for the end of each topic that somebody joins at. */
 struct join_topic {
     UT_hash_handle hh;
@@ -444,7 +448,8 @@ struct repl_task {
     enum run_state state;
     struct stream *streams;
     struct coll *colls;
-    struct ignored_id *ignored;
+    int64_t *ignored;           /* ids of collections that are not the task's, sorted: each of the source may be here */
+    size_t n_ignored, cap_ignored;
     struct ops *ops;
     LIST_HEAD(, db) dbs;
     void *catalog_sub;

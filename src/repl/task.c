@@ -93,23 +93,44 @@ bool task_over_budget(const struct repl_task *t)
 
 /* ---- collections ------------------------------------------------------------------------------------ */
 
+/* Where id is or belongs. New collections have greater ids, so mostly that is the end. */
+static size_t ignored_place(const struct repl_task *t, int64_t id)
+{
+    size_t lo = 0, hi = t->n_ignored;
+
+    if (hi > 0 && t->ignored[hi - 1] < id)
+        return hi;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+
+        if (t->ignored[mid] < id)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
 bool task_ignores(const struct repl_task *t, int64_t id)
 {
-    struct ignored_id *g;
+    size_t at = ignored_place(t, id);
 
-    HASH_FIND(hh, t->ignored, &id, sizeof(id), g);
-    return g != NULL;
+    return at < t->n_ignored && t->ignored[at] == id;
 }
 
 void task_ignore(struct repl_task *t, int64_t id)
 {
-    struct ignored_id *g;
+    size_t at = ignored_place(t, id);
 
-    if (task_ignores(t, id))
+    if (at < t->n_ignored && t->ignored[at] == id)
         return;
-    g = xcalloc(1, sizeof(*g));
-    g->id = id;
-    HASH_ADD(hh, t->ignored, id, sizeof(g->id), g);
+    if (t->n_ignored == t->cap_ignored) {
+        t->cap_ignored += 32 + t->cap_ignored / 8; /* little to spare: there is one for each task */
+        t->ignored = xrealloc(t->ignored, t->cap_ignored * sizeof(*t->ignored));
+    }
+    memmove(t->ignored + at + 1, t->ignored + at, (t->n_ignored - at) * sizeof(*t->ignored));
+    t->ignored[at] = id;
+    t->n_ignored++;
 }
 
 struct coll *task_name_taken(struct repl_task *t, const char *db, const char *name, const struct coll *except)
@@ -862,8 +883,6 @@ static void free_timers(struct repl_task *t)
 
 void repl_task_free(struct repl_task *t)
 {
-    struct ignored_id *g, *tmp;
-
     if (!t)
         return;
     t->state = RUN_STOPPED;
@@ -883,10 +902,7 @@ void repl_task_free(struct repl_task *t)
     dbs_free(t);
     t->o.store->ops->cancel(t->o.store, t);
     free_timers(t);
-    HASH_ITER(hh, t->ignored, g, tmp) {
-        HASH_DEL(t->ignored, g);
-        free(g);
-    }
+    free(t->ignored);
     while (t->n_loaded)
         ckpt_release(&t->loaded[--t->n_loaded]);
     free(t->loaded);

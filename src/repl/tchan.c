@@ -272,8 +272,8 @@ static uint64_t item_append(struct tchan *tc, struct item *it, struct request *r
     if (it->kind == ITEM_ROWS) {
         bool del = it->head.type == MSG_DELETE;
         r->failed |= append_rows(tc, it, &rw, r) != 0;
-        c->m_rows[1][del]->value += (double)it->head.num_rows;
-        it->link->m_bytes[1][del]->value += (double)it->len;
+        coll_count(c, true, del, it->head.num_rows);
+        link_count(it->link, true, del, it->len);
     } else {
         r->failed |= append_drop(it, &rw, tt, r) != 0;
         it->tt = tt;
@@ -618,7 +618,7 @@ static void range_confirm(struct req_range *rg, const char *target_pos)
         l->start = rg->tick_pos;
         l->start_tt = l->done_tt = rg->tick_tt;
         l->m_write_tt->value = (double)tt_to_ms(rg->tick_tt);
-        l->m_bytes[1][2]->value += TICK_BYTES;
+        link_count(l, true, 2, TICK_BYTES);
     }
     if (rg->has_rows && wal_pos_cmp(rg->op, l->op) > 0) {
         l->op = rg->op;
