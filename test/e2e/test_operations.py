@@ -68,6 +68,22 @@ def test_create_and_drop_partition(lab, cdc):
     assert lab.target.partitions(t.name) == ["_default", "p2"]
 
 
+def test_empty_partitions(lab, cdc):
+    """No row ever tells of them: made while the collection is new, while the task is paused, while the daemon is down."""
+    task = lab.create(cdc, ["*"])
+    t = lab.table("a", loaded=False)
+    t.collection.create_partition("at_once")
+    lab.wait_on_target("the first", lambda: "at_once" in lab.target.partitions(t.name), 20)
+    cdc.api("pause", task_id=task)
+    t.collection.create_partition("paused")
+    cdc.api("resume", task_id=task)
+    lab.wait_on_target("the second", lambda: "paused" in lab.target.partitions(t.name), 20)
+    cdc.kill()
+    t.collection.create_partition("down")
+    cdc.start()
+    lab.wait_on_target("the third", lambda: "down" in lab.target.partitions(t.name), 20)
+
+
 def test_rows_into_a_partition_made_just_before(lab, cdc):
     """The rows can be in the log before the partition's event has come from etcd."""
     task = lab.create(cdc, ["*"])
