@@ -24,6 +24,41 @@ struct config_etcd {
     int tls_min_version;                                   /* 0 (none given), 10, 11, 12, 13 */
 };
 
+struct config_tls { /* of a message queue; NULL: not given */
+    char *ca_cert_path, *cert_path, *key_path, *key_password;
+};
+
+/* Which message queue the source writes its log to. */
+enum config_queue {
+    QUEUE_DETECT, /* the file says nothing: daemon/queue.h looks for it */
+    QUEUE_ROCKSMQ,
+    QUEUE_KAFKA,
+    QUEUE_PULSAR,
+    QUEUE_NATS,
+};
+
+struct config_kafka {
+    char *address; /* "host:port,host:port" */
+    char *security_protocol, *sasl_mechanisms, *sasl_username, *sasl_password;
+    struct config_tls tls;
+    char **consumer; /* librdkafka's settings: name, value, ..., NULL; NULL: none */
+};
+
+struct config_pulsar {
+    char *address; /* "pulsar://host:port" or with pulsar+ssl */
+    char *tenant, *name_space;
+    char *auth_plugin, *auth_params; /* as in the file */
+    char *auth_token;                /* of auth_params; NULL: no authentication */
+    struct config_tls tls;
+};
+
+struct config_nats {
+    char *address; /* "host:port", nats:// or tls:// */
+    char *username, *password, *token;
+    bool enable_tls;
+    struct config_tls tls;
+};
+
 struct config {
     char *address;           /* "host:port", default 127.0.0.1:8444; ":8444" becomes 0.0.0.0:8444 */
     int64_t max_task_num;    /* default 100 */
@@ -32,13 +67,17 @@ struct config {
     char *registry_type; /* "sqlite", the only one by now */
     char *registry_path; /* registry.path, default ./milvus-cdc.db */
     struct config_etcd source_etcd;
-    char *rocksmq_path;                      /* sourceConfig.rocksmq.path, NULL: none */
+    enum config_queue queue;
+    char *rocksmq_path; /* sourceConfig.rocksmq.path, NULL: none */
+    struct config_kafka kafka;
+    struct config_pulsar pulsar;
+    struct config_nats nats;
     char *replicate_chan;                    /* sourceConfig.replicateChan, required */
     int64_t time_tick_interval_ms;           /* 500 */
     uint64_t retry_initial_ms, retry_max_ms; /* retry.initBackOff, maxBackOff; 1 s and 10 s */
-    /* Byte budgets (own keys under limits:): batchBytes 4 MiB, channelBytes 8 MiB, taskBytes 32
-     * MiB, processBytes 64 MiB; each is at most the next. */
-    uint64_t batch_bytes, channel_bytes, task_bytes, process_bytes;
+    /* Byte budgets (own keys under limits:): batchBytes 4 MiB, channelBytes 8 MiB, taskBytes 96
+     * MiB, processBytes 256 MiB; each is at most the next. flightBytes 64 MiB, fetchBytes 8 MiB. */
+    uint64_t batch_bytes, channel_bytes, task_bytes, process_bytes, flight_bytes, fetch_bytes;
     bool dry_run; /* always false: true is refused with a text (USER) until it is implemented */
 };
 
@@ -48,7 +87,7 @@ struct config {
  *   ERR_IO           the file cannot be read
  *   ERR_PROTO        it is not YAML
  *   ERR_INVALID      a key twice, a value of the wrong type or out of range, a required one missing
- *   ERR_UNSUPPORTED  a value that this build cannot do (Kafka, Pulsar, dryRun, replicateID)
+ *   ERR_UNSUPPORTED  a value that this build cannot do (dryRun, replicateID, an authPlugin)
  */
 struct config *config_load(const char *path, struct err *err);
 void config_free(struct config *c); /* NULL is allowed */

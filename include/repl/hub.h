@@ -31,6 +31,8 @@ struct repl_hub_options {
     unsigned retry_min_ms, retry_max_ms; /* waits between tries of what the target refused */
     size_t batch_bytes;       /* one request */
     size_t channel_bytes;     /* queued for one channel */
+    size_t flight_bytes;      /* sent on one channel and not yet answered, when the target is far */
+    unsigned far_ms;          /* answers that take so long make it far; 0: it always is (tests) */
     struct repl_budget *budget; /* borrowed */
 };
 

@@ -44,6 +44,13 @@ static inline bool wal_pos_is_none(struct wal_pos p)
 {
     return p.major == 0 && p.minor == 0;
 }
+/* The greatest position below p; NONE stays. Such a message need not exist. */
+static inline struct wal_pos wal_pos_before(struct wal_pos p)
+{
+    if (p.minor)
+        return (struct wal_pos){p.major, p.minor - 1};
+    return p.major ? (struct wal_pos){p.major - 1, UINT64_MAX} : p;
+}
 
 #define WAL_ID_MAX 32 /* bytes of an encoded message id (MsgPosition.msgID) */
 
@@ -69,6 +76,8 @@ struct wal_reader_cbs {
 
 struct wal_start {
     bool earliest;      /* from the first message that exists; pos is not looked at */
+    bool handled;       /* pos itself is not needed: where ids are dense (Kafka, NATS) it is enough that the one behind
+                           it exists, or that nothing was removed but pos. It is delivered where it is there */
     struct wal_pos pos; /* from this message, inclusive. It must still exist, else LOST: with an inclusive
                            start a reader can prove that nothing is missing, since ids need not be dense */
 };
@@ -89,7 +98,7 @@ struct wal_port_ops {
     void (*close)(struct wal_reader *r);
     /* Asks for the last message of the topic now (found false: topic is empty or not there). */
     void (*end)(struct wal_port *w, const char *topic, wal_end_fn done, void *arg);
-    /* Drops the callbacks of all end() calls made with arg. */
+    /* Drops the callbacks of all end() and forget() calls made with arg. */
     void (*end_cancel)(struct wal_port *w, void *arg);
     /*
      * For queues whose retention follows its subscriptions (Pulsar), else NULL. retain: what owner (a task's id) still
@@ -105,7 +114,8 @@ struct wal_port_ops {
 };
 struct wal_port {
     const struct wal_port_ops *ops;
-    const char *name; /* "rocksmq" */
+    const char *name;    /* "rocksmq" */
+    const char *setting; /* what tells where it is, for error texts: "sourceConfig.rocksmq.path" */
 };
 
 /* ---- catalog: what exists on the source ---------------------------------------------------- */

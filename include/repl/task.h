@@ -47,6 +47,8 @@ struct repl_task_options {
     const uint8_t *rpc_id;           /* rpc_channel_info.position, NULL: the end of the channel */
     size_t rpc_id_len;
     uint64_t rpc_tt;                 /* operations up to this time are skipped */
+    bool accept_gap;                 /* where a channel cannot be read on from its position, go on with the first
+                                        message that exists: the user said so */
     /* Stopped by itself (USER, DATA, LOST): the owner stores the reason and frees the task. Once. */
     void (*on_fatal)(void *arg, const struct err *err);
     void *arg;
@@ -83,6 +85,10 @@ void repl_task_progress(struct repl_task *t, repl_progress_fn fn, void *arg);
 
 /* The names of the target's channels that the task feeds, for keep_queryable. fn is called for each. */
 void repl_task_channels(struct repl_task *t, void (*fn)(void *arg, const char *channel), void *arg);
+
+/* Every source channel that the stored records of a task name, perhaps more than once. */
+void repl_stored_channels(const struct repl_ckpt *ckpts, size_t n_ckpts, const struct repl_collection_rec *colls,
+                          size_t n_colls, void (*fn)(void *arg, const char *channel), void *arg);
 
 /* The same progress from stored records of a task that does not run. */
 void repl_stored_progress(const struct repl_ckpt *ckpts, size_t n_ckpts, const struct repl_collection_rec *colls,

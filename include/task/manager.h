@@ -44,6 +44,8 @@ typedef void (*manager_fn)(void *arg, const struct err *err);
 void manager_create(struct manager *m, struct task_spec *spec, manager_fn done, void *arg);
 void manager_pause(struct manager *m, const char *task_id, manager_fn done, void *arg);
 void manager_resume(struct manager *m, const char *task_id, manager_fn done, void *arg);
+/* The same; messages that the queue has no longer (LOST in the reason) are given up. */
+void manager_resume_over_gap(struct manager *m, const char *task_id, manager_fn done, void *arg);
 /* ERR_NOT_FOUND for an unknown id. */
 void manager_delete(struct manager *m, const char *task_id, manager_fn done, void *arg);
 /* Drops the callbacks of calls made with arg (the client went away; the work goes on). */

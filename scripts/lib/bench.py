@@ -23,15 +23,15 @@ GOALS = {"MB/s": "200", "CPU s/GB": "3", "peak MiB": "64", "lag p50 ms": "60", "
 class Sink(Process):
     """The stand-in target."""
 
-    def __init__(self, folder, delay_ms):
+    def __init__(self, folder, delay_ms=0, channels=4):
         super().__init__("sinkd", folder)
-        self.port, self.stats_port, self.delay_ms = free_port(), free_port(), delay_ms
+        self.port, self.stats_port, self.delay_ms, self.channels = free_port(), free_port(), delay_ms, channels
         self.uri = f"http://127.0.0.1:{self.port}"
         self.stats_url = f"http://127.0.0.1:{self.stats_port}"
 
     def start(self):
         self._spawn([ROOT / "build" / "tools" / "sinkd", "--port", self.port, "--stats-port", self.stats_port,
-                     "--delay-ms", self.delay_ms])
+                     "--delay-ms", self.delay_ms, "--channels", self.channels])
         self._wait_ready(self.stats, 10)
         return self
 

@@ -95,6 +95,11 @@ static const struct field id_fields[] = {
     {"ignore_not_found", FIELD_BOOL, NULL}, /* delete */
     {0},
 };
+static const struct field resume_fields[] = {
+    {"task_id", FIELD_STRING, NULL},
+    {"accept_gap", FIELD_BOOL, NULL}, /* ours: what the queue has no longer is given up */
+    {0},
+};
 static const struct field id_only_fields[] = {{"task_id", FIELD_STRING, NULL}, {0}};
 
 /* Fills c->task_id, "" when there is none. False: answered. */
@@ -109,6 +114,7 @@ static bool take_id(struct call *c, const json_t *data, const struct field *fiel
     }
     c->task_id = xstrdup(field_str(o, "task_id"));
     c->ignore_not_found = field_bool(o, "ignore_not_found");
+    c->accept_gap = field_bool(o, "accept_gap");
     json_decref(o);
     return true;
 }
@@ -144,7 +150,11 @@ static void do_pause(struct call *c, const json_t *data)
 
 static void do_resume(struct call *c, const json_t *data)
 {
-    if (need_id(c, data, id_only_fields))
+    if (!need_id(c, data, resume_fields))
+        return;
+    if (c->accept_gap)
+        manager_resume_over_gap(c->s->m, c->task_id, on_done, c);
+    else
         manager_resume(c->s->m, c->task_id, on_done, c);
 }
 

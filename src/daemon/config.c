@@ -34,8 +34,8 @@ enum key_type {
     KEY_LOG_LEVEL,
     KEY_TLS_VERSION,
     KEY_REGISTRY_TYPE,
+    KEY_MAP,     /* section of any texts, which may be secrets: name, value, ..., NULL */
     KEY_REFUSED, /* note says why; false and empty are let pass */
-    KEY_QUEUE,   /* address of a message queue that this build does not read: see check_queue() */
     KEY_UNUSED,  /* known, of any type, without meaning here; note says why or what instead */
 };
 
@@ -56,7 +56,8 @@ struct key {
 #define NOTE_PACKER "positions are stored with each confirmed batch: see limits.batchBytes"
 #define NOTE_CHANNELS "channels are paired by the collections that use them, in any number"
 #define NOTE_PARTITIONS "partitions are replicated by name, the default one too"
-#define NOTE_QUEUE "this build reads RocksMQ only: see sourceConfig.rocksmq.path"
+#define NOTE_WEB "only Pulsar's binary protocol is used: see sourceConfig.pulsar.address"
+#define NOTE_READS "the source's queue is only read"
 #define NOTE_REVERSE                                                                               \
     "deprecated in milvus-cdc too: replication goes one way, from this source to the tasks' "      \
     "targets"
@@ -107,24 +108,44 @@ static const struct key keys[] = {
 
     {"limits.batchBytes", KEY_BYTES, AT(batch_bytes), 64 * KIB, 256 * MIB, "4MiB"},
     {"limits.channelBytes", KEY_BYTES, AT(channel_bytes), 64 * KIB, 1 * GIB, "8MiB"},
-    {"limits.taskBytes", KEY_BYTES, AT(task_bytes), 64 * KIB, 16 * GIB, "32MiB"},
-    {"limits.processBytes", KEY_BYTES, AT(process_bytes), 64 * KIB, 64 * GIB, "64MiB"},
+    {"limits.taskBytes", KEY_BYTES, AT(task_bytes), 64 * KIB, 16 * GIB, "96MiB"},
+    {"limits.processBytes", KEY_BYTES, AT(process_bytes), 64 * KIB, 64 * GIB, "256MiB"},
+    {"limits.flightBytes", KEY_BYTES, AT(flight_bytes), 64 * KIB, 1 * GIB, "64MiB"},
+    {"limits.fetchBytes", KEY_BYTES, AT(fetch_bytes), 1 * MIB, 1 * GIB, "8MiB"},
 
-    {"sourceConfig.pulsar.address", KEY_QUEUE, .note = "Pulsar"},
-    {"sourceConfig.pulsar.webAddress", KEY_UNUSED, .note = NOTE_QUEUE},
-    {"sourceConfig.pulsar.webPort", KEY_UNUSED, .note = NOTE_QUEUE},
-    {"sourceConfig.pulsar.maxMessageSize", KEY_UNUSED, .note = NOTE_QUEUE},
-    {"sourceConfig.pulsar.tenant", KEY_UNUSED, .note = NOTE_QUEUE},
-    {"sourceConfig.pulsar.namespace", KEY_UNUSED, .note = NOTE_QUEUE},
-    {"sourceConfig.pulsar.authPlugin", KEY_UNUSED, .note = NOTE_QUEUE},
-    {"sourceConfig.pulsar.authParams", KEY_UNUSED, .note = NOTE_QUEUE},
-    {"sourceConfig.kafka.address", KEY_QUEUE, .note = "Kafka"},
-    {"sourceConfig.kafka.saslUsername", KEY_UNUSED, .note = NOTE_QUEUE},
-    {"sourceConfig.kafka.saslPassword", KEY_UNUSED, .note = NOTE_QUEUE},
-    {"sourceConfig.kafka.saslMechanisms", KEY_UNUSED, .note = NOTE_QUEUE},
-    {"sourceConfig.kafka.securityProtocol", KEY_UNUSED, .note = NOTE_QUEUE},
-    {"sourceConfig.kafka.producer", KEY_UNUSED, .note = NOTE_QUEUE},
-    {"sourceConfig.kafka.consumer", KEY_UNUSED, .note = NOTE_QUEUE},
+    {"sourceConfig.kafka.address", KEY_TEXT, AT(kafka.address)},
+    {"sourceConfig.kafka.securityProtocol", KEY_TEXT, AT(kafka.security_protocol)},
+    {"sourceConfig.kafka.saslMechanisms", KEY_TEXT, AT(kafka.sasl_mechanisms)},
+    {"sourceConfig.kafka.saslUsername", KEY_TEXT, AT(kafka.sasl_username)},
+    {"sourceConfig.kafka.saslPassword", KEY_SECRET, AT(kafka.sasl_password)},
+    {"sourceConfig.kafka.tlsCACertPath", KEY_TEXT, AT(kafka.tls.ca_cert_path)},
+    {"sourceConfig.kafka.tlsCertPath", KEY_TEXT, AT(kafka.tls.cert_path)},
+    {"sourceConfig.kafka.tlsKeyPath", KEY_TEXT, AT(kafka.tls.key_path)},
+    {"sourceConfig.kafka.tlsKeyPassword", KEY_SECRET, AT(kafka.tls.key_password)},
+    {"sourceConfig.kafka.consumer", KEY_MAP, AT(kafka.consumer)},
+    {"sourceConfig.kafka.producer", KEY_UNUSED, .note = NOTE_READS},
+
+    {"sourceConfig.pulsar.address", KEY_TEXT, AT(pulsar.address)},
+    {"sourceConfig.pulsar.tenant", KEY_TEXT, AT(pulsar.tenant), .default_text = "public"},
+    {"sourceConfig.pulsar.namespace", KEY_TEXT, AT(pulsar.name_space), .default_text = "default"},
+    {"sourceConfig.pulsar.authPlugin", KEY_TEXT, AT(pulsar.auth_plugin)},
+    {"sourceConfig.pulsar.authParams", KEY_SECRET, AT(pulsar.auth_params)},
+    {"sourceConfig.pulsar.tlsCACertPath", KEY_TEXT, AT(pulsar.tls.ca_cert_path)},
+    {"sourceConfig.pulsar.tlsCertPath", KEY_TEXT, AT(pulsar.tls.cert_path)},
+    {"sourceConfig.pulsar.tlsKeyPath", KEY_TEXT, AT(pulsar.tls.key_path)},
+    {"sourceConfig.pulsar.webAddress", KEY_UNUSED, .note = NOTE_WEB},
+    {"sourceConfig.pulsar.webPort", KEY_UNUSED, .note = NOTE_WEB},
+    {"sourceConfig.pulsar.maxMessageSize", KEY_UNUSED, .note = "the broker tells it"},
+
+    {"sourceConfig.natsmq.address", KEY_TEXT, AT(nats.address)},
+    {"sourceConfig.natsmq.username", KEY_TEXT, AT(nats.username)},
+    {"sourceConfig.natsmq.password", KEY_SECRET, AT(nats.password)},
+    {"sourceConfig.natsmq.token", KEY_SECRET, AT(nats.token)},
+    {"sourceConfig.natsmq.enableTLS", KEY_BOOL, AT(nats.enable_tls), .default_text = "false"},
+    {"sourceConfig.natsmq.tlsCACertPath", KEY_TEXT, AT(nats.tls.ca_cert_path)},
+    {"sourceConfig.natsmq.tlsCertPath", KEY_TEXT, AT(nats.tls.cert_path)},
+    {"sourceConfig.natsmq.tlsKeyPath", KEY_TEXT, AT(nats.tls.key_path)},
+
     {"sourceConfig.readChanLen", KEY_UNUSED, .note = NOTE_SIZES},
     {"metaStoreConfig", KEY_UNUSED, .note = NOTE_STORE},
     {"retry.retryTimes", KEY_UNUSED,
@@ -437,6 +458,31 @@ static int set_list(struct loader *ld, const struct key *k, const yaml_node_t *n
     return 0;
 }
 
+static int set_map(struct loader *ld, const struct key *k, const yaml_node_t *n)
+{
+    char **list = NULL;
+    size_t count = 0;
+
+    if (n->type != YAML_MAPPING_NODE)
+        return wrong(ld, ERR_INVALID, line_of(n), k->name, "must be a section (keys below it), not a value");
+    for (const yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++) {
+        const yaml_node_t *key = yaml_document_get_node(ld->doc, p->key);
+        const yaml_node_t *value = yaml_document_get_node(ld->doc, p->value);
+
+        if (!scalar(key) || !scalar(value)) {
+            free_texts(list);
+            return wrong(ld, ERR_INVALID, line_of(key), k->name, "must hold names with single values");
+        }
+        list = xrealloc(list, (count + 3) * sizeof(*list));
+        list[count++] = xstrdup(scalar(key));
+        list[count++] = xstrdup(scalar(value));
+        list[count] = NULL;
+    }
+    free_texts(*(char ***)member(ld, k));
+    *(char ***)member(ld, k) = list;
+    return 0;
+}
+
 static int refuse(struct loader *ld, const struct key *k, const char *s, size_t line)
 {
     bool on;
@@ -472,7 +518,7 @@ static int set_scalar(struct loader *ld, const struct key *k, const char *s, siz
     case KEY_REFUSED:
         return refuse(ld, k, s, line);
     case KEY_LIST:
-    case KEY_QUEUE:
+    case KEY_MAP:
     case KEY_UNUSED:
         break;
     }
@@ -495,6 +541,8 @@ static int set_value(struct loader *ld, const struct key *k, const yaml_node_t *
 {
     if (k->type == KEY_LIST)
         return set_list(ld, k, n);
+    if (k->type == KEY_MAP)
+        return set_map(ld, k, n);
     if (!scalar(n))
         return wrong(ld, ERR_INVALID, line_of(n), k->name, "must be a single value, not a %s",
                      n->type == YAML_SEQUENCE_NODE ? "list" : "section");
@@ -517,8 +565,6 @@ static int take_key(struct loader *ld, int i, size_t line, const yaml_node_t *n)
         free(why);
         return 0;
     }
-    if (k->type == KEY_QUEUE)
-        return 0;
     if (k->newer) {
         int newer = find_key(k->newer);
 
@@ -611,24 +657,85 @@ static int missing(struct loader *ld, const char *name, const char *text)
     return err_set(ld->err, ERR_INVALID, ERRC_USER, "%s: %s: %s", ld->file, name, text);
 }
 
-static int check_queue(struct loader *ld)
+/* The one that is read; what else is given is told. rocksmq and natsmq are our own keys, so they are meant; of the others
+ * pulsar wins, as in the Go implementation. */
+static void choose_queue(struct loader *ld)
 {
-    for (int i = 0; i < N_KEYS; i++) {
-        if (keys[i].type != KEY_QUEUE || !ld->given[i])
+    static const struct {
+        const char *key;
+        enum config_queue queue;
+    } order[] = {{"sourceConfig.rocksmq.path", QUEUE_ROCKSMQ},
+                 {"sourceConfig.natsmq.address", QUEUE_NATS},
+                 {"sourceConfig.pulsar.address", QUEUE_PULSAR},
+                 {"sourceConfig.kafka.address", QUEUE_KAFKA}};
+    const char *chosen = NULL;
+
+    for (size_t i = 0; i < sizeof(order) / sizeof(*order); i++) {
+        if (!is_given(ld, order[i].key))
             continue;
-        if (ld->config->rocksmq_path) { /* milvus-cdc's template has Pulsar's address filled in */
-            warn(ld, ld->lines[i], keys[i].name, "not used: sourceConfig.rocksmq.path is set, and a source has one queue");
+        if (!chosen) {
+            chosen = order[i].key;
+            ld->config->queue = order[i].queue;
             continue;
         }
-        return wrong(ld, ERR_UNSUPPORTED, ld->lines[i], keys[i].name,
-                     "this build reads RocksMQ only, not %s: remove %s and set "
-                     "sourceConfig.rocksmq.path to the "
-                     "source's rocksmq.path",
-                     keys[i].note, keys[i].name);
+        char *why = xasprintf("not used: a source has one message queue, and %s is given", chosen);
+        warn(ld, line_of_key(ld, order[i].key), order[i].key, why);
+        free(why);
     }
-    if (!ld->config->rocksmq_path)
-        log_warn("config", "no message queue is given: nothing can be replicated",
-                 KS("key", "sourceConfig.rocksmq.path"), KS("file", ld->file));
+}
+
+/* "token:TEXT" or {"token":"TEXT"}, as the clients of Pulsar take it. Caller frees; NULL: neither. */
+static char *token_of(const char *params)
+{
+    const char *p = params + strspn(params, " \t{\""), *end;
+
+    if (strncmp(p, "token", 5) != 0)
+        return NULL;
+    p += 5 + strspn(p + 5, " \t\"");
+    if (*p != ':')
+        return NULL;
+    p += 1 + strspn(p + 1, " \t\"");
+    end = p + strcspn(p, *params == '{' ? "\"}" : "");
+    return end > p ? xstrndup(p, (size_t)(end - p)) : NULL;
+}
+
+static int check_pulsar(struct loader *ld)
+{
+    struct config_pulsar *c = &ld->config->pulsar;
+    size_t line = line_of_key(ld, "sourceConfig.pulsar.authPlugin");
+
+    if (!c->auth_plugin)
+        return 0;
+    if (strcasecmp(c->auth_plugin, "token") != 0 && !strstr(c->auth_plugin, "AuthenticationToken"))
+        return wrong(ld, ERR_UNSUPPORTED, line, "sourceConfig.pulsar.authPlugin", "\"%.100s\" is not known: only token is",
+                     c->auth_plugin);
+    c->auth_token = c->auth_params ? token_of(c->auth_params) : NULL;
+    if (!c->auth_token)
+        return wrong(ld, ERR_INVALID, line, "sourceConfig.pulsar.authPlugin", "is token, so authParams must be token:TEXT");
+    return 0;
+}
+
+static bool tls_files_ok(const struct config_tls *t)
+{
+    return !t->cert_path == !t->key_path;
+}
+
+static int check_queue(struct loader *ld)
+{
+    const struct config *c = ld->config;
+    const char *section = NULL;
+
+    choose_queue(ld);
+    if (c->queue == QUEUE_PULSAR && check_pulsar(ld))
+        return ld->err->code;
+    if (!tls_files_ok(&c->kafka.tls))
+        section = "sourceConfig.kafka.tlsCertPath";
+    else if (!tls_files_ok(&c->pulsar.tls))
+        section = "sourceConfig.pulsar.tlsCertPath";
+    else if (!tls_files_ok(&c->nats.tls))
+        section = "sourceConfig.natsmq.tlsCertPath";
+    if (section)
+        return wrong(ld, ERR_INVALID, line_of_key(ld, section), section, "and tlsKeyPath must be given both or not at all");
     return 0;
 }
 
@@ -669,7 +776,8 @@ static int check_limits(struct loader *ld)
                     c->channel_bytes) ||
         check_order(ld, "limits.channelBytes", c->channel_bytes, "limits.taskBytes",
                     c->task_bytes) ||
-        check_order(ld, "limits.taskBytes", c->task_bytes, "limits.processBytes", c->process_bytes))
+        check_order(ld, "limits.taskBytes", c->task_bytes, "limits.processBytes", c->process_bytes) ||
+        check_order(ld, "limits.batchBytes", c->batch_bytes, "limits.flightBytes", c->flight_bytes))
         return ERR_INVALID;
     return 0;
 }
@@ -829,11 +937,14 @@ void config_free(struct config *c)
             continue;
         if (k->type == KEY_SECRET && *(char **)at)
             explicit_bzero(*(char **)at, strlen(*(char **)at));
-        if (k->type == KEY_LIST)
+        if (k->type == KEY_LIST || k->type == KEY_MAP)
             free_texts(*(char ***)at);
         else if (k->type == KEY_TEXT || k->type == KEY_SECRET || k->type == KEY_ADDRESS ||
                  k->type == KEY_REGISTRY_TYPE)
             free(*(char **)at);
     }
+    if (c->pulsar.auth_token)
+        explicit_bzero(c->pulsar.auth_token, strlen(c->pulsar.auth_token));
+    free(c->pulsar.auth_token);
     free(c);
 }

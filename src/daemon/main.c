@@ -22,10 +22,14 @@
 #include "registry/registry.h"
 #include "task/manager.h"
 #include "wal/rocksmq.h"
+#include "wal/share.h"
 
 #ifndef MILVUS_CDC_VERSION
 #define MILVUS_CDC_VERSION "unknown"
 #endif
+
+/* Kept of one channel while its tasks are apart: two of the queue's largest batches. */
+#define SHARE_WINDOW_BYTES (2u << 20)
 
 struct daemon {
     struct loop *loop;
@@ -33,7 +37,7 @@ struct daemon {
     struct registry *registry;
     struct etcd_client *etcd;
     struct catalog *catalog;
-    struct wal_port *wal;
+    struct wal_port *queue, *wal; /* wal: the queue with shared readers */
     char *wal_dir; /* info log of the secondary RocksDB instance */
     struct manager *manager;
     struct api_server *api;
@@ -88,8 +92,8 @@ static void release(struct daemon *d)
 {
     api_stop(d->api);
     manager_free(d->manager);
-    if (d->wal)
-        rocksmq_close(d->wal);
+    share_close(d->wal);
+    rocksmq_close(d->queue);
     if (d->catalog)
         catalog_close(d->catalog);
     if (d->etcd)
@@ -135,7 +139,8 @@ static int open_wal(struct daemon *d, struct err *err)
                        "milvus.yaml, by default <data dir>/rdb_data or <data dir>/data/rocksmq)");
     d->wal_dir = xasprintf("%s.rocksmq", d->config->registry_path);
     (void)mkdir(d->wal_dir, 0700); /* what is wrong with it shows when it is used */
-    d->wal = rocksmq_open(d->loop, d->config->rocksmq_path, d->wal_dir);
+    d->queue = rocksmq_open(d->loop, d->config->rocksmq_path, d->wal_dir);
+    d->wal = share_open(d->loop, d->queue, SHARE_WINDOW_BYTES);
     return 0;
 }
 

@@ -347,6 +347,7 @@ static bool any_shard_dropped(const struct coll *c)
 }
 
 static void want_parts(struct coll *c, const struct src_collection *sc);
+static const struct src_partition *find_part(const struct src_collection *sc, int64_t id);
 
 static void coll_mapped(struct coll *c)
 {
@@ -577,6 +578,25 @@ static void force_part_drop(struct coll *c, struct part *p)
             p->shards[i] = SHARD_DROP_QUEUED;
             queue_made_drop(c, i, MSG_DROP_PARTITION, p);
         }
+}
+
+void coll_on_gap(struct coll *c)
+{
+    const struct src_collection *sc = c->task->o.catalog->ops->get(c->task->o.catalog, c->id);
+    struct part *p;
+
+    if (c->state != COLL_ACTIVE && c->state != COLL_DROPPING)
+        return; /* when it is mapped, its facts are looked at */
+    if (!sc || sc->state == SRC_DROPPING) {
+        c->forced = true;
+        coll_kick(c);
+        return;
+    }
+    for (p = c->parts; p; p = p->hh.next) {
+        const struct src_partition *sp = find_part(sc, p->id);
+        if (p->dst_id && (!sp || sp->state == SRC_DROPPING) && !c->task->o.ignore_partition)
+            force_part_drop(c, p);
+    }
 }
 
 void coll_stream_reset(struct coll *c, const struct stream *s)

@@ -18,6 +18,8 @@ struct repl_hub *repl_hub_new(const struct repl_hub_options *o)
     h->retry = (struct backoff){.min_ms = o->retry_min_ms, .max_ms = o->retry_max_ms};
     h->batch_bytes = o->batch_bytes;
     h->channel_bytes = o->channel_bytes;
+    h->flight_bytes = o->flight_bytes;
+    h->far_ms = o->far_ms;
     h->budget = o->budget;
     return h;
 }

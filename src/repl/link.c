@@ -292,9 +292,7 @@ static void start_at_stream(struct link *l)
 
     if (s->state == STREAM_IDLE) {
         (void)stream_begin(s, &l->start); /* nothing to begin with: NONE, the first message */
-        l->done = l->start;
-        if (l->done.minor)
-            l->done.minor--; /* the first message itself may be ours */
+        l->done = wal_pos_before(l->start); /* the first message itself may be ours */
     } else {
         l->done = s->read;
         l->start = wal_pos_is_none(s->tick_pos) ? s->begin : s->tick_pos;

@@ -23,6 +23,7 @@ struct ops {
     struct wal_reader *reader;
     struct wal_pos start;
     bool dirty, paused, stepping;
+    bool from_earliest;    /* the gap before the first message was accepted */
     bool storing;          /* the position behind the last operation is on the way to disk */
     bool applied;          /* the operation at the head did something on the target */
     struct wal_pos done;
@@ -344,6 +345,13 @@ static void on_trouble(void *arg, const struct err *err)
         set_text(&o->trouble, err ? err->text : NULL);
         return;
     }
+    if (err->cls == ERRC_LOST && o->task->o.accept_gap && !o->from_earliest) {
+        log_warn("repl", "operations are missing, which was accepted", KS("task", o->task->o.id), KS("gap", err->text));
+        o->from_earliest = true;
+        ops_close_reader(o);
+        ops_open(o);
+        return;
+    }
     e = *err;
     err_wrap(&e, "replicate channel %s", o->task->o.replicate_chan);
     task_fatal(o->task, &e);
@@ -360,13 +368,23 @@ void ops_open(struct ops *o)
 {
     /* the last one that is done still exists, so reading from it proves that nothing is missing */
     struct wal_pos from = wal_pos_cmp(o->done, o->start) > 0 ? o->done : o->start;
-    struct wal_start start = {.earliest = wal_pos_is_none(from), .pos = from};
+    struct wal_start start = {.earliest = o->from_earliest || wal_pos_is_none(from), .pos = from};
 
     if (o->reader)
         return;
+    start.handled = wal_pos_cmp(o->done, from) >= 0;
+    if (o->task->o.wal->ops->retain)
+        o->task->o.wal->ops->retain(o->task->o.wal, o->task->o.id, o->task->o.replicate_chan,
+                                    start.earliest ? WAL_POS_NONE : from);
     o->reader = o->task->o.wal->ops->open(
         o->task->o.wal, o->task->o.replicate_chan, &start,
         &(struct wal_reader_cbs){.on_batch = on_batch, .on_trouble = on_trouble}, o);
+}
+
+void ops_retain(struct ops *o)
+{
+    if (o->reader && !o->dirty && !o->storing && !wal_pos_is_none(o->done))
+        o->task->o.wal->ops->retain(o->task->o.wal, o->task->o.id, o->task->o.replicate_chan, o->done);
 }
 
 bool ops_busy(const struct ops *o)

@@ -6,7 +6,7 @@
  *
  * A stream reads its channel and hands each message to the link of the shard it belongs to. A link is the ordered
  * flow from one source channel to one target channel; it has its own durable progress. A tchan merges its links
- * into one queue, one request in flight.
+ * into one queue; to a near target one request is in flight, to a far one several (tchan.c).
  */
 #ifndef REPL_PRIV_H
 #define REPL_PRIV_H
@@ -22,6 +22,7 @@
 #include "loop/loop.h"
 #include "repl/hub.h"
 #include "repl/msg.h"
+#include "repl/pace.h"
 #include "repl/port.h"
 #include "repl/task.h"
 
@@ -130,10 +131,13 @@ struct req_range {
     struct wal_pos ack, doubt, op, tick_pos, maybe_before;
     uint64_t tick_tt, op_tt, max_tt;
     bool has_rows;
+    bool voided; /* a request before it failed: its link's messages are in doubt even when this one is confirmed */
 };
 
 struct request {
+    TAILQ_ENTRY(request) entry; /* in tchan.flying */
     struct tchan *tchan;
+    struct sink_call *call;     /* NULL: not sent, answered, or nothing to send */
     struct evbuffer *msgs;
     struct item_list items;    /* what it carries, until the answer */
     uint64_t maybe_before;     /* the channel's tick_maybe before it was sent */
@@ -141,12 +145,18 @@ struct request {
     size_t n_ranges, cap_ranges;
     uint64_t begin_tt, end_tt;
     uint64_t tick;             /* the tick at its end, 0: none */
+    uint64_t promise;          /* a tick that may be sent once this and all before it are confirmed, 0: none */
+    bool alone;                /* tick is its own promise: sent only when nothing is in flight */
+    bool answered;             /* waits for the answers of those before it */
+    char *target_pos;          /* answered: as the target told it */
+    uint64_t sent_us;
     size_t bytes;
     unsigned commits_open;     /* intents not durable yet */
     struct store **noted;      /* where they are being stored */
     size_t n_noted;
     bool failed;               /* an intent was refused: never send */
 };
+TAILQ_HEAD(request_list, request);
 
 struct tchan {
     UT_hash_handle hh;
@@ -155,10 +165,15 @@ struct tchan {
     struct item_list queue;
     size_t queue_bytes, rows_queued;
     struct link_list links;
-    struct request *flying, *next;
-    struct sink_call *call;
+    struct request_list flying; /* sent, in this order; each is confirmed after those before it */
+    size_t flying_bytes;
+    struct request *next;      /* built, and perhaps noted */
+    struct pace pace;
+    uint64_t pace_gen;         /* connection that pace speaks of */
     bool tick_loaded;
-    uint64_t tick_built, tick_sent; /* last tick put into a request / confirmed */
+    uint64_t tick_built;       /* promised: no later message has a time at or below it */
+    uint64_t tick_ready;       /* all messages up to it are confirmed: may be sent any time */
+    uint64_t tick_out, tick_sent; /* last tick put into a request / confirmed */
     uint64_t tick_maybe;       /* greatest tick that the target may have seen */
     uint64_t row_built;        /* greatest row time in a request since the last tick: it is not visible yet */
     uint64_t last_tick_ms;     /* monotonic, when a tick was last built */
@@ -180,7 +195,8 @@ struct repl_hub {
     char *key;
     unsigned tick_interval_ms;
     struct backoff retry;      /* the waits of all who try again on the target */
-    size_t batch_bytes, channel_bytes;
+    size_t batch_bytes, channel_bytes, flight_bytes;
+    unsigned far_ms;
     struct repl_budget *budget;
     struct tchan *tchans;
     int64_t msg_id_seq;        /* ids for messages that we make or repeat */
@@ -232,6 +248,10 @@ struct stream {
     uint64_t tick_tt;
     bool reader_paused;
     bool draining;             /* inside stream_drain: no second one */
+    bool from_earliest;        /* the gap before the first message was accepted */
+    bool opened;               /* once in this run, at first_begin */
+    struct wal_pos first_begin;
+    struct wal_pos keep;       /* a checkpoint under way: what the queue must keep from then on */
     int64_t asked_for;         /* collection id that etcd is asked about */
     uint64_t asked_round;      /* answered when the task's sync_round is greater */
     char *trouble;
@@ -255,6 +275,9 @@ struct link *stream_link(struct stream *s, const char *dst_channel);
 bool stream_begin(const struct stream *s, struct wal_pos *ret);
 /* Stops reading when no link is left. */
 void stream_leave(struct stream *s);
+/* A checkpoint is being stored, or is durable: then the queue may drop what is before it. */
+void stream_note_keep(struct stream *s);
+void stream_retain(struct stream *s);
 
 /* ---- collection ---------------------------------------------------------------------------- */
 
@@ -359,6 +382,8 @@ void coll_on_drop_confirmed(struct coll *c, const struct item *it);
 /* The stream reads again: drop messages that were queued only are to be queued again. */
 void coll_stream_reset(struct coll *c, const struct stream *s);
 bool coll_drop_open(const struct coll *c);
+/* The log has a gap that was accepted: drop messages may have been in it. */
+void coll_on_gap(struct coll *c);
 /* Out of the task without touching the target or the store (task free). */
 void coll_detach(struct coll *c);
 
@@ -371,6 +396,8 @@ void ops_set_start(struct ops *o, const struct repl_ckpt *ckpt);
 void ops_open(struct ops *o);
 void ops_kick(struct ops *o);
 void ops_close_reader(struct ops *o);
+/* The checkpoint is durable: the queue may drop what is before it. */
+void ops_retain(struct ops *o);
 bool ops_busy(const struct ops *o);
 void ops_fill_ckpt(struct ops *o, struct repl_ckpt *ret);
 bool ops_dirty(const struct ops *o);
@@ -399,6 +426,7 @@ struct join_topic {
     struct repl_task *task;
     char *name;
     bool asking, answered;
+    bool must_exist;           /* a living collection has it: it is not in another source's queue */
     struct wal_pos last;
 };
 
@@ -423,7 +451,7 @@ struct repl_task {
     void *started_arg;
     void (*stopped)(void *arg);
     void *stopped_arg;
-    bool stop_stored;
+    bool stop_stored, ckpt_storing;
     char *catalog_trouble, *start_trouble;
     struct join_topic *topics;
     struct repl_ckpt *loaded;   /* checkpoints that no link has taken yet */

@@ -116,3 +116,21 @@ void repl_stored_progress(const struct repl_ckpt *ckpts, size_t n_ckpts, const s
         if (!*ckpts[k].dst_channel && strcmp(ckpts[k].src_channel, replicate_chan) == 0)
             stored_link(&ckpts[k], -10, fn, arg);
 }
+
+void repl_stored_channels(const struct repl_ckpt *ckpts, size_t n_ckpts, const struct repl_collection_rec *colls,
+                          size_t n_colls, void (*fn)(void *arg, const char *channel), void *arg)
+{
+    for (size_t i = 0; i < n_ckpts; i++)
+        fn(arg, ckpts[i].src_channel);
+    for (size_t i = 0; i < n_colls; i++) {
+        json_t *rec = json_loads(colls[i].json, 0, NULL), *e;
+        size_t k;
+
+        json_array_foreach(json_object_get(rec, "shards"), k, e) {
+            const char *channel = json_string_value(json_object_get(e, "pchannel"));
+            if (channel)
+                fn(arg, channel);
+        }
+        json_decref(rec);
+    }
+}

@@ -146,11 +146,12 @@ void stream_open(struct stream *s)
 
     if (s->state != STREAM_IDLE || t->state != RUN_RUNNING || t->fatal || !stream_begin(s, &start.pos))
         return;
-    start.earliest = wal_pos_is_none(start.pos);
+    start.earliest = s->from_earliest || wal_pos_is_none(start.pos);
     s->begin = start.pos;
-    s->read = start.pos;
-    if (s->read.minor)
-        s->read.minor--;
+    if (!s->opened)
+        s->first_begin = s->begin;
+    s->opened = true;
+    s->read = wal_pos_before(start.pos);
     s->tick_pos = WAL_POS_NONE;
     s->tick_tt = 0;
     LIST_FOREACH(l, &s->links, of_stream)
@@ -158,7 +159,10 @@ void stream_open(struct stream *s)
             s->tick_pos = l->start;
             s->tick_tt = l->start_tt;
         }
+    start.handled = s->tick_tt != 0; /* a tick that was used already */
     s->state = STREAM_OPEN;
+    if (t->o.wal->ops->retain)
+        t->o.wal->ops->retain(t->o.wal, t->o.id, s->channel, start.earliest ? WAL_POS_NONE : start.pos);
     s->reader_paused = false;
     log_debug("repl", "stream opens", KS("task", t->o.id), KS("channel", s->channel), KU("pos", start.pos.minor));
     s->reader = t->o.wal->ops->open(
@@ -173,6 +177,21 @@ void stream_leave(struct stream *s)
     stream_close_reader(s);
     timer_cancel(&s->reset_timer);
     s->state = STREAM_IDLE;
+    s->opened = s->from_earliest = false;
+    if (s->task->o.wal->ops->forget)
+        s->task->o.wal->ops->forget(s->task->o.wal, s->task->o.id, s->channel, NULL, NULL);
+}
+
+void stream_note_keep(struct stream *s)
+{
+    if (!stream_begin(s, &s->keep))
+        s->keep = WAL_POS_NONE;
+}
+
+void stream_retain(struct stream *s)
+{
+    if (s->reader && !wal_pos_is_none(s->keep))
+        s->task->o.wal->ops->retain(s->task->o.wal, s->task->o.id, s->channel, s->keep);
 }
 
 void stream_reset(struct stream *s)
@@ -499,11 +518,33 @@ static void on_batch(void *arg, const struct wal_msg *msgs, size_t n, bool caugh
     stream_drain(s);
 }
 
+/* The user resumed the task with accept_gap: go on with the first message that exists. Later losses are told anew. */
+static bool accept_gap(struct stream *s, const struct err *err)
+{
+    struct coll *c, *tmp;
+
+    if (err->cls != ERRC_LOST || !s->task->o.accept_gap || s->from_earliest ||
+        wal_pos_cmp(s->begin, s->first_begin) != 0)
+        return false;
+    log_warn("repl", "messages are missing, which was accepted", KS("task", s->task->o.id), KS("channel", s->channel),
+             KS("gap", err->text));
+    set_text(&s->trouble, NULL);
+    stream_close_reader(s);
+    s->state = STREAM_IDLE;
+    s->from_earliest = true;
+    stream_open(s);
+    HASH_ITER(hh, s->task->colls, c, tmp)
+        coll_on_gap(c);
+    return true;
+}
+
 static void on_trouble(void *arg, const struct err *err)
 {
     struct stream *s = arg;
     struct err e;
 
+    if (err && accept_gap(s, err))
+        return;
     set_text(&s->trouble, err ? err->text : NULL);
     if (!err)
         return;

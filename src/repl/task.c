@@ -305,6 +305,18 @@ static bool joins_at_end(struct repl_task *t, const struct src_collection *sc, s
            !t->o.selection.position(t->o.selection.ctx, sc->shards[shard].vchannel, &id, &len, &tt);
 }
 
+static void wrong_queue(const struct join_topic *jt)
+{
+    const struct wal_port *w = jt->task->o.wal;
+    struct err err;
+
+    err_set(&err, ERR_INVALID, ERRC_USER,
+            "the source has a collection on channel %s, but there is nothing of that name in the message queue (%s): is %s "
+            "the queue of this source?",
+            jt->name, w->name, w->setting);
+    task_fatal(jt->task, &err);
+}
+
 static void on_end(void *arg, const struct err *err, bool found, struct wal_pos last)
 {
     struct join_topic *jt = arg;
@@ -316,6 +328,10 @@ static void on_end(void *arg, const struct err *err, bool found, struct wal_pos 
         return;
     }
     jt->asking = false;
+    if (!found && jt->must_exist) {
+        wrong_queue(jt);
+        return;
+    }
     jt->answered = true;
     if (found)
         jt->last = last; /* else the topic is empty: from its first message */
@@ -383,7 +399,22 @@ static void want_topics(struct repl_task *t, const struct src_collection *sc, co
 {
     for (size_t i = 0; i < sc->n_shards; i++)
         if (joins_at_end(t, sc, i, m))
-            (void)topic_of(t, sc->shards[i].pchannel);
+            topic_of(t, sc->shards[i].pchannel)->must_exist = true;
+}
+
+/* One channel of any living collection tells whether this is the source's queue at all. */
+static void want_proof(struct repl_task *t)
+{
+    const struct src_collection *sc;
+    int64_t id = INT64_MIN;
+
+    while ((sc = t->o.catalog->ops->next(t->o.catalog, id))) {
+        id = sc->id;
+        if (sc->state != SRC_ALIVE || sc->n_shards == 0)
+            continue;
+        topic_of(t, sc->shards[0].pchannel)->must_exist = true;
+        return;
+    }
 }
 
 static int join_place(struct repl_task *t, const struct src_collection *sc, size_t i, const struct repl_match *m,
@@ -434,9 +465,7 @@ static void join_ops(struct repl_task *t)
             task_fatal(t, &err);
             return;
         }
-        ck.done = ck.start;
-        if (ck.done.minor)
-            ck.done.minor--;
+        ck.done = wal_pos_before(ck.start);
     } else {
         ck.start = ck.done = topic_of(t, t->o.replicate_chan)->last;
     }
@@ -551,6 +580,7 @@ static void start_step(struct repl_task *t)
         return;
     }
     for_each_selected(t, want_topics);
+    want_proof(t);
     if (!t->o.rpc_id)
         (void)topic_of(t, t->o.replicate_chan);
     if (!topics_known(t))
@@ -617,17 +647,37 @@ static bool store_dirty(struct repl_task *t, store_done_fn done)
     return b != NULL;
 }
 
+/* Where the queue's retention follows us (Pulsar): only what is durable here may go there. */
 static void on_stored(void *arg, const struct err *err)
 {
-    if (err)
-        task_fatal(arg, err);
+    struct repl_task *t = arg;
+
+    t->ckpt_storing = false;
+    if (err) {
+        task_fatal(t, err);
+        return;
+    }
+    if (!t->o.wal->ops->retain || t->state != RUN_RUNNING)
+        return;
+    for (struct stream *s = t->streams; s; s = s->hh.next)
+        stream_retain(s);
+    ops_retain(t->ops);
+}
+
+static void store_checkpoint(struct repl_task *t)
+{
+    if (t->ckpt_storing)
+        return;
+    for (struct stream *s = t->streams; s && t->o.wal->ops->retain; s = s->hh.next)
+        stream_note_keep(s);
+    t->ckpt_storing = store_dirty(t, on_stored);
 }
 
 static void on_ckpt_timer(void *arg)
 {
     struct repl_task *t = arg;
 
-    (void)store_dirty(t, on_stored);
+    store_checkpoint(t);
     if (t->drops_open)
         kick_colls(t, has_drop);
     timer_set(&t->ckpt_timer, CKPT_MS);

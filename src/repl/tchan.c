@@ -1,9 +1,14 @@
 /*
- * tchan.c - one physical channel of the target: its queue, its time, one request in flight.
+ * tchan.c - one physical channel of the target: its queue, its time, its requests in flight.
  *
  * While a request is under way the next one is built and its range is noted durably, so that the note costs no
  * throughput.  A request that fails resets the streams that feed it: they read again from what is confirmed,
  * and what may have been written is repaired (link.c).
+ *
+ * To a near target one request is in flight, with its tick at its end. To a far one several are (pace.h): the target
+ * restores the order of time at each tick, so only a tick must not overtake messages. Each request then promises a tick,
+ * which is sent with a later one, when the request and all before it are confirmed. Answers are used in the order of the
+ * requests; when one fails, what is behind it counts as in doubt for the links that it carried.
  */
 #include "repl/priv.h"
 
@@ -26,7 +31,6 @@
 #define MAX_REFUSALS 20
 
 static void tchan_discard_next(struct tchan *tc);
-static void on_answer(void *arg, const struct err *err, bool doubt, const char *target_pos);
 
 /* ---- request -------------------------------------------------------------------------------- */
 
@@ -52,6 +56,7 @@ static void request_free(struct request *r)
         item_free(it);
     }
     evbuffer_free(r->msgs);
+    free(r->target_pos);
     free(r->noted);
     free(r->ranges);
     free(r);
@@ -70,6 +75,7 @@ static struct req_range *request_range(struct request *r, struct link *l)
     return &r->ranges[r->n_ranges++];
 }
 
+/* Voided ones too. */
 static bool request_has(const struct request *r, const struct link *l)
 {
     for (size_t i = 0; r && i < r->n_ranges; i++)
@@ -106,8 +112,6 @@ static void request_forget(struct request *r, const struct link *l)
 {
     struct item *it;
 
-    if (!r)
-        return;
     for (size_t i = 0; i < r->n_ranges; i++)
         if (r->ranges[i].link == l)
             r->ranges[i].link = NULL;
@@ -148,6 +152,17 @@ static uint64_t tchan_safe_tick(const struct tchan *tc, bool ahead)
 static uint64_t max_tt(uint64_t a, uint64_t b)
 {
     return a > b ? a : b;
+}
+
+/* After a failure: later messages must stay above what the target may see as a tick, and above what it will. */
+static uint64_t tick_floor(const struct tchan *tc)
+{
+    uint64_t tt = max_tt(tc->tick_maybe, tc->tick_ready);
+    const struct request *r;
+
+    TAILQ_FOREACH(r, &tc->flying, entry)
+        tt = max_tt(tt, r->promise);
+    return tt;
 }
 
 /*
@@ -328,15 +343,68 @@ void tchan_unqueue(struct tchan *tc, struct link *l)
     }
 }
 
+/* ---- several requests in flight ---------------------------------------------------------------- */
+
+/* Bytes that may be under way; 0: one request at a time. */
+static size_t tchan_window(struct tchan *tc)
+{
+    const struct repl_hub *h = tc->hub;
+    uint64_t gen = h->sink->ops->generation(h->sink);
+
+    if (gen != tc->pace_gen) {
+        pace_reset(&tc->pace);
+        tc->pace_gen = gen;
+    }
+    return pace_window(&tc->pace, h->far_ms * UINT64_C(1000), h->batch_bytes, h->flight_bytes);
+}
+
+/* A tick whose messages are all confirmed and that may be sent now, or 0. Two ticks in flight could change places. */
+static uint64_t tick_waiting(const struct tchan *tc)
+{
+    const struct request *r;
+
+    TAILQ_FOREACH(r, &tc->flying, entry)
+        if (r->tick)
+            return 0;
+    return tc->tick_ready > max_tt(tc->tick_out, tc->tick_maybe) ? tc->tick_ready : 0;
+}
+
+/* The last tick that a request still carries, or carried with success. */
+static void tick_out_again(struct tchan *tc)
+{
+    const struct request *r;
+
+    tc->tick_out = tc->tick_sent;
+    TAILQ_FOREACH(r, &tc->flying, entry)
+        tc->tick_out = max_tt(tc->tick_out, r->tick);
+}
+
+static void flight_remove(struct tchan *tc, struct request *r)
+{
+    TAILQ_REMOVE(&tc->flying, r, entry);
+    tc->flying_bytes -= r->bytes;
+}
+
+/* ---- building a request -------------------------------------------------------------------------- */
+
+static uint64_t tick_due(struct tchan *tc)
+{
+    uint64_t tick;
+
+    if (!TAILQ_EMPTY(&tc->flying) && tchan_window(tc))
+        return tick_waiting(tc); /* promises are made with messages; the rest waits for the answers */
+    tick = tchan_safe_tick(tc, true);
+    return tick > tc->tick_built ? tick : tick_waiting(tc);
+}
+
 /* Is there something worth a request?  Arms the timer when a tick is due only later. */
 static bool tchan_due(struct tchan *tc)
 {
-    uint64_t tick, waited;
+    uint64_t waited;
 
     if (tc->rows_queued)
         return true;
-    tick = tchan_safe_tick(tc, true);
-    if (tick <= tc->tick_built) {
+    if (!tick_due(tc)) {
         if (tc->keep_task)
             timer_set(&tc->tick_timer, tc->hub->tick_interval_ms);
         return false;
@@ -379,15 +447,17 @@ static void request_take_items(struct tchan *tc, struct request *r)
 
 static void request_add_tick(struct tchan *tc, struct request *r)
 {
-    uint64_t tick = tchan_safe_tick(tc, false);
+    uint64_t promise = tchan_safe_tick(tc, false), tick;
 
-    if (tick <= tc->tick_built)
+    if (promise > tc->tick_built)
+        r->promise = tc->tick_built = promise;
+    tick = r->alone && r->promise ? r->promise : tick_waiting(tc);
+    if (!tick)
         return;
-    r->tick = tick;
+    r->tick = tc->tick_out = tick;
     r->bytes += msg_append_tick(tick, r->msgs);
     if (tick > r->end_tt)
         r->end_tt = tick;
-    tc->tick_built = tick;
     tc->last_tick_ms = clock_mono_ms();
     if (tc->row_built <= tick)
         tc->row_built = 0;
@@ -473,6 +543,7 @@ static void tchan_build(struct tchan *tc)
     if (tc->next || !tc->tick_loaded || !tchan_due(tc))
         return;
     r = request_new(tc);
+    r->alone = TAILQ_EMPTY(&tc->flying) || !tchan_window(tc);
     request_take_items(tc, r);
     request_add_tick(tc, r);
     if (TAILQ_EMPTY(&r->items) && !r->tick) {
@@ -516,7 +587,16 @@ static void range_confirm(struct req_range *rg, const char *target_pos)
     l->dirty = true;
 }
 
-static void request_confirmed(struct request *r, const char *target_pos)
+/* Is what it carries for the link confirmed with it? */
+static bool request_confirms(const struct request *r, const struct link *l)
+{
+    for (size_t i = 0; i < r->n_ranges; i++)
+        if (r->ranges[i].link == l)
+            return !r->ranges[i].voided;
+    return false;
+}
+
+static void request_confirmed(struct request *r)
 {
     struct tchan *tc = r->tchan;
     struct item *it;
@@ -524,18 +604,20 @@ static void request_confirmed(struct request *r, const char *target_pos)
     tc->backoff.cur_ms = 0;
     set_text(&tc->trouble, NULL);
     if (r->tick) {
-        tc->tick_sent = r->tick;
-        tc->m_tick->value = (double)tt_to_ms(r->tick);
+        tc->tick_sent = max_tt(tc->tick_sent, r->tick);
+        tc->m_tick->value = (double)tt_to_ms(tc->tick_sent);
     }
+    tc->tick_ready = max_tt(tc->tick_ready, r->promise);
     for (size_t i = 0; i < r->n_ranges; i++) {
         if (!r->ranges[i].link)
             continue;
-        range_confirm(&r->ranges[i], target_pos);
+        if (!r->ranges[i].voided)
+            range_confirm(&r->ranges[i], r->target_pos);
         if (!task_noted(r, i))
             task_count_call(r->ranges[i].link->stream->task, "ReplicateMessage");
     }
     TAILQ_FOREACH(it, &r->items, entry)
-        if (it->kind == ITEM_DROP && it->link)
+        if (it->kind == ITEM_DROP && it->link && request_confirms(r, it->link))
             coll_on_drop_confirmed(it->coll, it);
 }
 
@@ -568,7 +650,8 @@ static void tchan_discard_next(struct tchan *tc)
     if (!r)
         return;
     tc->next = NULL;
-    tc->tick_built = tc->tick_maybe;
+    tc->tick_built = tick_floor(tc);
+    tick_out_again(tc);
     fail_streams(r);
     request_retire(r);
 }
@@ -592,12 +675,53 @@ static bool request_carries(const struct request *r, const struct coll *c)
 
 bool tchan_carries(const struct tchan *tc, const struct coll *c)
 {
-    return request_carries(tc->flying, c) || request_carries(tc->next, c);
+    const struct request *r;
+
+    TAILQ_FOREACH(r, &tc->flying, entry)
+        if (request_carries(r, c))
+            return true;
+    return request_carries(tc->next, c);
 }
 
 bool tchan_flying_with(const struct tchan *tc, const struct link *l)
 {
-    return request_has(tc->flying, l);
+    const struct request *r;
+
+    TAILQ_FOREACH(r, &tc->flying, entry)
+        if (request_has(r, l))
+            return true;
+    return false;
+}
+
+/* What was sent behind a failed request does not confirm its links, nor the tick that it promised. */
+static void void_followers(struct request *failed)
+{
+    for (struct request *r = TAILQ_NEXT(failed, entry); r; r = TAILQ_NEXT(r, entry)) {
+        r->promise = 0;
+        for (size_t i = 0; i < r->n_ranges; i++)
+            if (r->ranges[i].link && request_has(failed, r->ranges[i].link))
+                r->ranges[i].voided = true;
+    }
+}
+
+static bool followers_have(const struct request *r, const struct link *l)
+{
+    while ((r = TAILQ_NEXT(r, entry)))
+        if (request_has(r, l))
+            return true;
+    return false;
+}
+
+/* The target has certainly nothing of it. */
+static void request_unsent(struct tchan *tc, struct request *r)
+{
+    for (size_t i = 0; i < r->n_ranges; i++) {
+        struct link *l = r->ranges[i].link;
+        if (l && !followers_have(r, l))
+            l->maybe = r->ranges[i].maybe_before;
+    }
+    if (tc->tick_maybe == r->tick)
+        tc->tick_maybe = r->maybe_before;
 }
 
 /* A failed request: what it carried is read again; with doubt it will be repaired. */
@@ -608,15 +732,15 @@ static void request_failed(struct tchan *tc, struct request *r, const struct err
     set_text(&tc->trouble, err->text);
     log_warn("repl", "a request to the target failed", KS("channel", tc->name), KS("error", err->text),
              KI("in_doubt", doubt));
-    for (size_t i = 0; i < r->n_ranges && !doubt; i++)
-        if (r->ranges[i].link)
-            r->ranges[i].link->maybe = r->ranges[i].maybe_before;
     TAILQ_FOREACH(it, &r->items, entry)
         if (it->coll)
             coll_unverify(it->coll);
     if (!doubt)
-        tc->tick_maybe = r->maybe_before;
-    tc->tick_built = tc->tick_maybe;
+        request_unsent(tc, r);
+    void_followers(r);
+    flight_remove(tc, r);
+    tc->tick_built = tick_floor(tc);
+    tick_out_again(tc);
     tc->row_built = 0;
     fail_streams(r);
     tchan_discard_next(tc);
@@ -636,42 +760,69 @@ static void request_give_up(struct request *r, const struct err *cause)
             task_fatal(r->ranges[i].link->stream->task, &err);
 }
 
+/* Uses the answers as far as every request before has its own. */
+static void confirm_answered(struct tchan *tc)
+{
+    struct request *r;
+
+    while ((r = TAILQ_FIRST(&tc->flying)) && r->answered) {
+        flight_remove(tc, r);
+        request_confirmed(r);
+        request_free(r);
+    }
+}
+
+static void fail_and_wait(struct tchan *tc, struct request *r, const struct err *err, bool doubt)
+{
+    uint64_t wait;
+
+    request_failed(tc, r, err, doubt);
+    if (err->cls != ERRC_RETRY || (err->code == ERR_INTERNAL && ++tc->refusals >= MAX_REFUSALS))
+        request_give_up(r, err);
+    request_free(r);
+    wait = backoff_next_ms(&tc->backoff);
+    timer_set(&tc->retry_timer, doubt && wait < QUARANTINE_MS ? QUARANTINE_MS : wait);
+}
+
 static void on_answer(void *arg, const struct err *err, bool doubt, const char *target_pos)
 {
-    struct tchan *tc = arg;
-    struct request *r = tc->flying;
+    struct request *r = arg;
+    struct tchan *tc = r->tchan;
 
-    tc->call = NULL;
-    tc->flying = NULL;
+    r->call = NULL;
     if (!err || err->code != ERR_INTERNAL)
         tc->refusals = 0;
-    if (!err) {
-        request_confirmed(r, target_pos);
+    if (err) {
+        fail_and_wait(tc, r, err, doubt);
     } else {
-        request_failed(tc, r, err, doubt);
-        if (err->cls != ERRC_RETRY || (err->code == ERR_INTERNAL && ++tc->refusals >= MAX_REFUSALS))
-            request_give_up(r, err);
-        uint64_t wait = backoff_next_ms(&tc->backoff);
-        timer_set(&tc->retry_timer, doubt && wait < QUARANTINE_MS ? QUARANTINE_MS : wait);
+        uint64_t now = clock_mono_us();
+        r->answered = true;
+        set_text(&r->target_pos, target_pos);
+        if (tc->pace_gen == tc->hub->sink->ops->generation(tc->hub->sink))
+            pace_answer(&tc->pace, now, now - r->sent_us, r->bytes);
     }
-    request_free(r);
+    confirm_answered(tc);
     tchan_progress(tc);
     tchan_notify(tc);
     tchan_kick(tc);
 }
 
-static void tchan_send(struct tchan *tc)
+static bool may_send(struct tchan *tc, const struct request *r)
 {
-    struct request *r = tc->next;
-    struct sink *s = tc->hub->sink;
+    if (!r || r->commits_open || r->failed || timer_armed(&tc->retry_timer))
+        return false;
+    return TAILQ_EMPTY(&tc->flying) || (!r->alone && tc->flying_bytes + r->bytes <= tchan_window(tc));
+}
 
-    if (!r || tc->flying || r->commits_open || r->failed || timer_armed(&tc->retry_timer))
-        return;
+/* From now on the target may have it. */
+static void request_depart(struct tchan *tc, struct request *r)
+{
     tc->next = NULL;
-    tc->flying = r;
+    TAILQ_INSERT_TAIL(&tc->flying, r, entry);
+    tc->flying_bytes += r->bytes;
+    r->sent_us = clock_mono_us();
     r->maybe_before = tc->tick_maybe;
-    if (r->tick)
-        tc->tick_maybe = r->tick;
+    tc->tick_maybe = max_tt(tc->tick_maybe, r->tick);
     for (size_t i = 0; i < r->n_ranges; i++) {
         struct link *l = r->ranges[i].link;
         if (!l)
@@ -680,18 +831,34 @@ static void tchan_send(struct tchan *tc)
         if (wal_pos_cmp(r->ranges[i].doubt, l->maybe) > 0)
             l->maybe = r->ranges[i].doubt;
     }
-    if (!r->bytes) {
-        timer_set(&tc->skip_timer, 0); /* nothing for the target (rows of a dropped collection): done */
+}
+
+static void tchan_send(struct tchan *tc)
+{
+    struct request *r = tc->next;
+    struct sink *s = tc->hub->sink;
+
+    if (!may_send(tc, r))
         return;
+    request_depart(tc, r);
+    if (r->bytes) {
+        r->call = s->ops->replicate(s, tc->name, r->begin_tt ? r->begin_tt : r->end_tt, r->end_tt, r->msgs, on_answer, r);
+    } else {
+        r->answered = true; /* nothing for the target (rows of a dropped collection): done */
+        timer_set(&tc->skip_timer, 0);
     }
-    tc->call = s->ops->replicate(s, tc->name, r->begin_tt ? r->begin_tt : r->end_tt, r->end_tt, r->msgs, on_answer, tc);
 }
 
 static void tchan_load(struct tchan *tc);
 
 static void on_skip(void *arg)
 {
-    on_answer(arg, NULL, false, NULL);
+    struct tchan *tc = arg;
+
+    confirm_answered(tc);
+    tchan_progress(tc);
+    tchan_notify(tc);
+    tchan_kick(tc);
 }
 
 static void on_timer(void *arg)
@@ -719,6 +886,7 @@ struct tchan *tchan_new(struct repl_hub *h, const char *name)
     tc->name = xstrdup(name);
     TAILQ_INIT(&tc->queue);
     LIST_INIT(&tc->links);
+    TAILQ_INIT(&tc->flying);
     tc->backoff = h->retry;
     tc->m_tick = metric_get(METRIC_GAUGE, "milvus_cdc_center_tt", "last time tick sent, ms since 1970",
                             METRIC_LABELS({"channel_name", tc->name}));
@@ -730,13 +898,17 @@ struct tchan *tchan_new(struct repl_hub *h, const char *name)
 
 void tchan_free(struct tchan *tc)
 {
+    struct request *r;
+
     assert(LIST_EMPTY(&tc->links));
     tc->closing = true;
     if (tc->load_store)
         tc->load_store->ops->cancel(tc->load_store, tc);
-    tc->hub->sink->ops->cancel(tc->call);
-    if (tc->flying)
-        request_retire(tc->flying);
+    while ((r = TAILQ_FIRST(&tc->flying))) {
+        tc->hub->sink->ops->cancel(r->call);
+        flight_remove(tc, r);
+        request_retire(r);
+    }
     if (tc->next)
         request_retire(tc->next);
     timer_release(&tc->tick_timer);
@@ -760,7 +932,7 @@ static void on_tick_loaded(void *arg, const struct err *err, uint64_t tt)
         return;
     }
     tc->tick_loaded = true;
-    tc->tick_built = tc->tick_sent = tc->tick_maybe = tt;
+    tc->tick_built = tc->tick_sent = tc->tick_maybe = tc->tick_ready = tc->tick_out = tt;
     tc->backoff.cur_ms = 0;
     for (l = LIST_FIRST(&tc->links); l; l = tmp) {
         tmp = LIST_NEXT(l, of_tchan);
@@ -806,10 +978,13 @@ static void tchan_forget_store(struct tchan *tc, struct store *s)
 
 void tchan_detach(struct tchan *tc, struct link *l)
 {
+    struct request *r;
+
     tchan_discard_next_with(tc, l);
     tchan_forget_store(tc, l->stream->task->o.store);
     tchan_unqueue(tc, l);
-    request_forget(tc->flying, l);
+    TAILQ_FOREACH(r, &tc->flying, entry)
+        request_forget(r, l);
     LIST_REMOVE(l, of_tchan);
     tchan_load(tc);
     timer_set(&tc->tick_timer, 0); /* the minimum may have risen */

@@ -159,6 +159,19 @@ static void on_create_removed(void *arg, const struct err *err)
     op_finish(t, &failure, true);
 }
 
+/* Removes the record of a create that failed; with what the queue may keep for it already. */
+static void create_undo(struct mtask *t)
+{
+    struct err failure = t->failure;
+
+    if (!t->m->d.wal->ops->forget) {
+        t->m->d.registry->ops->remove(t->m->d.registry, t->id, on_create_removed, t);
+        return;
+    }
+    cleanup_start(t->m, t->id); /* its record has state Initial */
+    op_finish(t, &failure, true);
+}
+
 static void create_fail(struct mtask *t, const struct err *err)
 {
     t->failure = *err;
@@ -166,7 +179,7 @@ static void create_fail(struct mtask *t, const struct err *err)
     runtime_release(t);
     log_warn("task", "create failed", KS("task", t->id), KS("error", err->text));
     if (t->stored)
-        t->m->d.registry->ops->remove(t->m->d.registry, t->id, on_create_removed, t);
+        create_undo(t);
     else
         op_finish(t, &t->failure, true);
 }
@@ -377,6 +390,10 @@ void manager_create(struct manager *m, struct task_spec *spec, manager_fn done, 
     else if (HASH_COUNT(m->tasks) >= (unsigned)m->d.config->max_task_num)
         err_set(&err, ERR_LIMIT, ERRC_USER, "there are %u tasks already, the limit is maxTaskNum in the configuration",
                 HASH_COUNT(m->tasks));
+    else if (spec->task_id && cleanup_has(m, spec->task_id))
+        err_set(&err, ERR_STATE, ERRC_USER,
+                "task %s was deleted just now, and what the source's queue keeps for it is still being removed: try again",
+                spec->task_id);
     else if (check_overlap(m, spec, key, &err) == 0)
         err.code = ERR_OK;
     if (err.code) {
@@ -424,17 +441,18 @@ static void on_pause_stopped(void *arg)
 {
     struct mtask *t = arg;
     struct op *o = STAILQ_FIRST(&t->ops);
-    char reason[1100];
+    char reason[1200];
 
     if (o->kind == OP_PAUSE) {
         store_state(t, TASK_PAUSED, "manually pause through http interface", on_pause_stored);
         return;
     }
-    snprintf(reason, sizeof(reason), "%s%s",
+    snprintf(reason, sizeof(reason), "%s%s%s",
              o->err.cls == ERRC_LOST   ? "LOST: fail to read the message: "
              : o->err.cls == ERRC_DATA ? "fail to handle replicate message: "
                                        : "fail to handle the replicate event: ",
-             o->err.text);
+             o->err.text,
+             o->err.cls == ERRC_LOST ? ". To go on without what is missing: resume with \"accept_gap\": true" : "");
     store_state(t, TASK_PAUSED, reason, on_pause_stored);
 }
 
@@ -469,6 +487,7 @@ static void on_resume_claimed(struct mtask *t, const struct err *err)
         return;
     }
     timer_set(&t->timer, START_LIMIT_MS);
+    t->accept_gap = STAILQ_FIRST(&t->ops)->accept_gap;
     if (runtime_start(t, on_started, &e)) {
         timer_cancel(&t->timer);
         runtime_release(t);
@@ -522,12 +541,26 @@ static void on_removed(void *arg, const struct err *err)
     op_finish(t, err, err == NULL);
 }
 
-static void on_delete_stopped(void *arg)
+/* What the queue keeps for the task goes later: it may be away. */
+static void on_delete_marked(void *arg, const struct err *err)
 {
     struct mtask *t = arg;
 
+    if (!err)
+        cleanup_start(t->m, t->id);
+    op_finish(t, err, err == NULL);
+}
+
+static void on_delete_stopped(void *arg)
+{
+    struct mtask *t = arg;
+    struct registry *r = t->m->d.registry;
+
     runtime_release(t);
-    t->m->d.registry->ops->remove(t->m->d.registry, t->id, on_removed, t);
+    if (t->m->d.wal->ops->forget)
+        r->ops->set_state(r, t->id, TASK_INITIAL, "deleted", 0, on_delete_marked, t);
+    else
+        r->ops->remove(r, t->id, on_removed, t);
 }
 
 /* ---- the requests' first steps ----------------------------------------------------------------------------------------- */
@@ -588,32 +621,39 @@ static void op_begin(void *arg)
     }
 }
 
-static void request(struct manager *m, const char *task_id, enum op_kind kind, manager_fn done, void *arg)
+static struct op *request(struct manager *m, const char *task_id, enum op_kind kind, manager_fn done, void *arg)
 {
     struct mtask *t = find(m, task_id);
     struct err err;
 
-    if (t) {
-        (void)op_add(t, kind, done, arg);
-        return;
-    }
+    if (t)
+        return op_add(t, kind, done, arg);
     err_set(&err, ERR_NOT_FOUND, ERRC_USER, "not found the task, task_id: %s", task_id ? task_id : "");
     answer(m, done, arg, &err);
+    return NULL;
 }
 
 void manager_pause(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
-    request(m, task_id, OP_PAUSE, done, arg);
+    (void)request(m, task_id, OP_PAUSE, done, arg);
 }
 
 void manager_resume(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
-    request(m, task_id, OP_RESUME, done, arg);
+    (void)request(m, task_id, OP_RESUME, done, arg);
+}
+
+void manager_resume_over_gap(struct manager *m, const char *task_id, manager_fn done, void *arg)
+{
+    struct op *o = request(m, task_id, OP_RESUME, done, arg);
+
+    if (o)
+        o->accept_gap = true;
 }
 
 void manager_delete(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
-    request(m, task_id, OP_DELETE, done, arg);
+    (void)request(m, task_id, OP_DELETE, done, arg);
 }
 
 void manager_cancel(struct manager *m, void *arg)
@@ -726,6 +766,7 @@ void manager_free(struct manager *m)
         return;
     m->d.registry->ops->cancel(m->d.registry, m);
     positions_free(m);
+    cleanups_free(m);
     m->stop = false;
     while ((a = LIST_FIRST(&m->late))) {
         LIST_REMOVE(a, entry);

@@ -30,7 +30,8 @@ struct op {
     enum op_kind kind;
     manager_fn fn; /* NULL: nobody waits for the answer */
     void *arg;
-    struct err err; /* OP_FAIL: why */
+    struct err err;  /* OP_FAIL: why */
+    bool accept_gap; /* OP_RESUME */
 };
 
 /* A task as this daemon knows it. */
@@ -54,6 +55,7 @@ struct mtask {
     struct timer next;      /* the op at the head begins from the loop */
     struct err failure;     /* of the op under way */
     bool stop_begun;
+    bool accept_gap;        /* of the resume under way */
     bool storing_run;       /* state Running is being stored: what fails now is handled after that */
 };
 
@@ -71,6 +73,7 @@ struct manager {
     bool stop;
     LIST_HEAD(, late_answer) late;
     LIST_HEAD(, position_req) position_reqs;
+    LIST_HEAD(, cleanup) cleanups;
 };
 
 /* task/runtime.c: a task's store, endpoint and repl_task. */
@@ -89,6 +92,10 @@ void runtime_target_options(const struct task_spec *s, struct target_options *re
 /* position.c */
 void position_cancel(struct manager *m, void *arg);
 void positions_free(struct manager *m);
+/* cleanup.c: removes what the source's queue keeps for a deleted task, then its record. */
+void cleanup_start(struct manager *m, const char *task_id);
+bool cleanup_has(const struct manager *m, const char *task_id);
+void cleanups_free(struct manager *m);
 /* manager.c: the runtime stopped by itself. */
 void manager_on_fatal(void *arg, const struct err *err);
 #endif

@@ -9,6 +9,8 @@
 #include "daemon/config.h"
 #include "task/priv.h"
 
+#define FAR_MS 5 /* a target whose answers take so long gets several requests at a time */
+
 /* ---- the user's selection, as repl/ asks for it ---------------------------------------------------- */
 
 static bool sel_match(void *ctx, const char *db, const char *name, struct repl_match *ret)
@@ -99,6 +101,8 @@ static struct endpoint *endpoint_get(struct mtask *t, struct err *err)
                                                      .retry_max_ms = (unsigned)cfg->retry_max_ms,
                                                      .batch_bytes = cfg->batch_bytes,
                                                      .channel_bytes = cfg->channel_bytes,
+                                                     .flight_bytes = cfg->flight_bytes,
+                                                     .far_ms = FAR_MS,
                                                      .budget = &m->budget});
     HASH_ADD_KEYPTR(hh, m->endpoints, e->key, strlen(e->key), e);
     return e;
@@ -160,9 +164,11 @@ int runtime_start(struct mtask *t, store_done_fn started, struct err *err)
         .rpc_id = t->spec->rpc_id_len ? t->spec->rpc_id : NULL,
         .rpc_id_len = t->spec->rpc_id_len,
         .rpc_tt = t->spec->rpc_tt,
+        .accept_gap = t->accept_gap,
         .on_fatal = manager_on_fatal,
         .arg = t,
     });
+    t->accept_gap = false;
     repl_task_start(t->run, started, t);
     return 0;
 }

@@ -26,6 +26,8 @@ enum {
     RETRY_MAX_MS = 1000,
     TROUBLE_AFTER_MS = 1000, /* errors while the primary compacts are over sooner */
     CLOSE_AFTER_MS = 10000,  /* without work: open files hold the disk space of deleted ones */
+    TURN_CALLS = 64,         /* callbacks in one turn of the loop */
+    TURN_BYTES = 64 << 10,   /* of messages in one turn, or one slice */
     ID_BYTES = 8,
 };
 
@@ -70,7 +72,7 @@ enum port_state {
     PORT_IDLE,       /* timer armed while files are open. No event: nobody wants anything */
     PORT_WAITING,    /* timer armed: the next poll. Watch event: brings it forward */
     PORT_POLLING,    /* the helper has the poll */
-    PORT_DELIVERING, /* timer armed: one part per turn of the loop */
+    PORT_DELIVERING, /* timer armed: the next turn's part of it */
 };
 
 struct rocksmq {
@@ -83,6 +85,8 @@ struct rocksmq {
     TAILQ_HEAD(, wal_reader) readers; /* in the order of the next poll */
     struct end_list ends;             /* not yet in a poll */
     struct poll poll;
+    unsigned n_told;   /* readers that know of trouble */
+    bool closed;
     bool opened;       /* files are open, perhaps */
     bool more;         /* the last poll left data behind */
     unsigned blind_ms; /* wait without inotify */
@@ -348,7 +352,7 @@ static bool failing_long(const struct rocksmq *w)
     return w->failing_since_ms && clock_mono_ms() - w->failing_since_ms >= TROUBLE_AFTER_MS;
 }
 
-/* Calls nobody: deliver() does, one callback in each turn of the loop. */
+/* Calls nobody: deliver() does. */
 static void on_polled(void *job)
 {
     struct rocksmq *w = container_of((struct poll *)job, struct rocksmq, poll);
@@ -402,16 +406,18 @@ static bool deliver_end(struct rocksmq *w)
 /* Tells one reader that the port is in trouble, or no longer. */
 static bool deliver_trouble(struct rocksmq *w)
 {
-    struct err err = w->poll.err;
-    bool trouble = err.code != ERR_OK;
+    bool trouble = w->poll.err.code != ERR_OK;
     struct wal_reader *r;
+    struct err err;
 
-    if (trouble && !failing_long(w))
+    if (trouble ? !failing_long(w) : w->n_told == 0)
         return false;
+    err = w->poll.err;
     TAILQ_FOREACH (r, &w->readers, next) {
         if (r->state == READER_ENDED || r->told == trouble || (trouble && r->paused))
             continue;
         r->told = trouble;
+        w->n_told += trouble ? 1 : -1u;
         r->cbs.on_trouble(r->arg, trouble ? &err : NULL);
         return true;
     }
@@ -481,25 +487,37 @@ static bool deliver_part(struct rocksmq *w, struct rmq_part *part)
     return called;
 }
 
-static bool deliver_parts(struct rocksmq *w)
+static bool deliver_parts(struct rocksmq *w, size_t *bytes)
 {
     struct poll *p = &w->poll;
 
     while (p->delivered < p->n) {
-        if (deliver_part(w, &p->parts[p->delivered++]))
+        struct rmq_part *part = &p->parts[p->delivered++];
+
+        *bytes += part->slice.bytes;
+        if (deliver_part(w, part))
             return true;
     }
     return false;
 }
 
+/* As much as a turn of the loop allows; the ticks of many channels come together. */
 static void deliver(struct rocksmq *w)
 {
-    timer_set(&w->timer, 0); /* before the callback, which may close all of this */
-    if (deliver_end(w) || deliver_trouble(w) || deliver_parts(w))
+    size_t bytes = 0;
+
+    timer_set(&w->timer, 0); /* before a callback, which may close all of this */
+    for (int calls = 0; calls < TURN_CALLS && bytes < TURN_BYTES; calls++) {
+        if (deliver_end(w) || deliver_trouble(w) || deliver_parts(w, &bytes)) {
+            if (w->closed)
+                return;
+            continue;
+        }
+        timer_cancel(&w->timer);
+        set_state(w, PORT_IDLE);
+        kick(w);
         return;
-    timer_cancel(&w->timer);
-    set_state(w, PORT_IDLE);
-    kick(w);
+    }
 }
 
 static void on_timer(void *arg)
@@ -529,6 +547,7 @@ static struct wal_reader *op_open(struct wal_port *port, const char *topic,
     r->cursor = xcalloc(1, sizeof(*r->cursor));
     r->cursor->topic = xstrdup(topic);
     r->cursor->topic_len = strlen(topic);
+    r->cursor->hash = rmq_topic_hash(topic, r->cursor->topic_len);
     r->cursor->earliest = start->earliest;
     r->cursor->id = start->earliest ? 0 : start->pos.minor;
     TAILQ_INSERT_TAIL(&w->readers, r, next);
@@ -557,6 +576,7 @@ static void op_close(struct wal_reader *r)
     if (!w) /* closed already in this turn */
         return;
     r->w = NULL;
+    w->n_told -= r->told;
     TAILQ_REMOVE(&w->readers, r, next);
     if (r->part)
         r->part->reader = NULL;
@@ -632,7 +652,7 @@ struct wal_port *rocksmq_open(struct loop *l, const char *path, const char *seco
 {
     struct rocksmq *w = xcalloc(1, sizeof(*w));
 
-    w->port = (struct wal_port){.ops = &rocksmq_ops, .name = "rocksmq"};
+    w->port = (struct wal_port){.ops = &rocksmq_ops, .name = "rocksmq", .setting = "sourceConfig.rocksmq.path"};
     w->loop = l;
     w->path = xstrdup(path);
     w->blind_ms = BLIND_MIN_MS;
@@ -675,6 +695,7 @@ void rocksmq_close(struct wal_port *port)
         return;
     w = from_port(port);
     assert(TAILQ_EMPTY(&w->readers));
+    w->closed = true;
     xthread_free(w->thread); /* a running poll comes to its on_polled() */
     timer_release(&w->timer);
     close_watch(w);

@@ -514,7 +514,7 @@ static void see_put(struct topic_seen *t, const struct rmq_put *put, struct rmq_
 }
 
 /* Looks for n topics in one walk through all logs. */
-static int see_logs(struct rmq_db *db, struct topic_seen *topics, size_t n, struct err *err)
+static int see_logs(struct rmq_db *db, struct topic_seen **topics, size_t n, struct err *err)
 {
     struct rmq_log_pos pos = rmq_logs_begin(db->logs);
 
@@ -533,7 +533,7 @@ static int see_logs(struct rmq_db *db, struct topic_seen *topics, size_t n, stru
         code = rmq_batch_init(&batch, data, len, err);
         while (!code && !(code = rmq_batch_next(&batch, &put, err)) && put.key) {
             for (size_t i = 0; i < n; i++)
-                see_put(&topics[i], &put, at);
+                see_put(topics[i], &put, at);
         }
         if (code)
             return code;
@@ -548,6 +548,10 @@ struct work {
     bool done;
     bool member;     /* of the group that is being read */
     uint64_t min_id; /* smaller ones were delivered or are not wished */
+    size_t next;     /* of the same slot in struct by_topic, NO_WORK: none */
+    size_t rank;     /* among those in the logs, by place */
+    bool looked;     /* the logs were searched for the cursor's message: seen is the answer */
+    struct topic_seen seen;
     /* Small values, until they get their common buffer. */
     uint8_t *small;
     size_t small_len, small_cap;
@@ -697,18 +701,16 @@ static int look_in_logs(struct work *k, struct scan *sc, bool *ret_more, uint64_
                         struct err *err)
 {
     const struct rmq_cursor *c = k->part->cursor;
-    struct topic_seen t = {.topic = c->topic, .topic_len = c->topic_len, .find = c->id};
-    int code = see_logs(sc->db, &t, 1, err);
+    int code;
 
-    if (code)
-        return code;
-    if (t.at.file) {
-        k->part->slice.log = t.at;
+    assert(k->looked);
+    if (k->seen.at.file) {
+        k->part->slice.log = k->seen.at;
         return 0;
     }
     if (!c->begun || !nothing_missed(sc, c)) {
         code = scan_error(sc, err);
-        return code ? code : lost(sc, c, &t, err);
+        return code ? code : lost(sc, c, &k->seen, err);
     }
     *ret_more = scan_above(sc, c->id, ret_id);
     return scan_error(sc, err);
@@ -734,6 +736,45 @@ static int begin_scan(struct work *k, struct scan *sc, bool *ret_more, uint64_t 
     }
     code = scan_error(sc, err); /* a failed read is not an absent message */
     return code ? code : look_in_logs(k, sc, ret_more, ret_id, err);
+}
+
+/* True: the message at which the cursor goes on is in the tables, or it begins with the first one. */
+static bool starts_in_tables(struct scan *sc, const struct rmq_cursor *c)
+{
+    uint64_t id = 0;
+
+    if (!c->begun && c->earliest)
+        return true;
+    return scan_seek(sc, c->id) && scan_get(sc, &id) && id == c->id;
+}
+
+/* Many readers begin at places in the logs: one walk finds them all. */
+static int look_ahead(struct rmq_db *db, struct work *works, size_t n, struct err *err)
+{
+    struct topic_seen **all = NULL;
+    size_t found = 0;
+    int code = 0;
+
+    for (size_t i = 0; !code && i < n; i++) {
+        const struct rmq_cursor *c = works[i].part->cursor;
+        struct scan sc;
+
+        if (!in_tables(db, c))
+            continue;
+        scan_init(&sc, db, c->topic);
+        if (!starts_in_tables(&sc, c)) {
+            works[i].looked = true;
+            works[i].seen = (struct topic_seen){.topic = c->topic, .topic_len = c->topic_len, .find = c->id};
+            all = xrealloc(all, (found + 1) * sizeof(struct topic_seen *));
+            all[found++] = &works[i].seen;
+        }
+        code = scan_error(&sc, err); /* a failed read is not an absent message */
+        scan_release(&sc);
+    }
+    if (!code && found > 0)
+        code = see_logs(db, all, found, err);
+    free(all);
+    return code;
 }
 
 static int fill_from_tables(struct work *k, struct scan *sc, struct err *err)
@@ -781,16 +822,65 @@ static bool same_pos(struct rmq_log_pos a, struct rmq_log_pos b)
     return a.file == b.file && a.inode == b.inode && a.offset == b.offset;
 }
 
-/* All readers that stand at the same place read together. */
+enum { NO_WORK = -1 };
+
+/* The works of each topic: what is put into a log is of one of many. */
+struct by_topic {
+    size_t mask;
+    size_t *slots; /* the first work with that hash, NO_WORK: none */
+};
+
+static void by_topic_init(struct by_topic *t, struct work *works, size_t n)
+{
+    size_t cap = 16;
+
+    while (cap < 2 * n)
+        cap *= 2;
+    t->mask = cap - 1;
+    t->slots = xmalloc(cap * sizeof(*t->slots));
+    for (size_t i = 0; i < cap; i++)
+        t->slots[i] = (size_t)NO_WORK;
+    for (size_t i = n; i-- > 0;) {
+        size_t *slot = &t->slots[works[i].part->cursor->hash & t->mask];
+
+        works[i].next = *slot;
+        *slot = i;
+    }
+}
+
+/*
+ * Readers read the logs together: who stands further ahead than the first one joins when the group comes to its
+ * place.
+ */
 struct group {
     struct rmq_db *db;
     struct work *works;
     size_t n;
+    const struct by_topic *topics;
+    struct work **ahead;    /* by place, those behind the group's first */
+    size_t n_ahead;
     struct rmq_log_pos pos; /* the next record */
     size_t most;            /* bytes of the largest slice */
     bool full;
     bool end;
 };
+
+static bool passed(struct rmq_log_pos place, struct rmq_log_pos by)
+{
+    return place.file < by.file || (place.file == by.file && place.offset < by.offset);
+}
+
+static void group_join(struct group *g)
+{
+    for (; g->n_ahead > 0; g->ahead++, g->n_ahead--) {
+        struct work *k = *g->ahead;
+
+        if (same_pos(k->part->cursor->log, g->pos))
+            k->member = !k->done;
+        else if (!passed(k->part->cursor->log, g->pos)) /* else in the middle of a record: it reads by itself */
+            return;
+    }
+}
 
 /* Hands a message to the readers of its topic. One with a bad message leaves the group before this
  * record. */
@@ -803,10 +893,13 @@ static int give_put(struct group *g, const struct rmq_put *put, struct rmq_log_p
 
     if (!slash || !rmq_key_parse(put->key, put->key_len, topic_len, &id))
         return 0;
-    for (size_t i = 0; i < g->n; i++) {
+    for (size_t i = g->topics->slots[rmq_topic_hash(put->key, topic_len) & g->topics->mask], next; i != (size_t)NO_WORK;
+         i = next) {
         struct work *k = &g->works[i];
         const struct rmq_cursor *c = k->part->cursor;
         int code;
+
+        next = k->next;
 
         if (!k->member || c->topic_len != topic_len || memcmp(c->topic, put->key, topic_len) != 0 ||
             id < k->min_id)
@@ -850,8 +943,10 @@ static int read_records(struct group *g, struct err *err)
         struct rmq_log_pos record = g->pos;
         const uint8_t *data;
         size_t len;
-        int code = rmq_logs_next(g->db->logs, &g->pos, &data, &len, err);
+        int code;
 
+        group_join(g);
+        code = rmq_logs_next(g->db->logs, &g->pos, &data, &len, err);
         if (code) {
             g->pos = record;
             return some ? 0 : code; /* what came before a damaged record is good */
@@ -871,16 +966,18 @@ static int read_records(struct group *g, struct err *err)
     return 0;
 }
 
-static int read_group(struct rmq_db *db, struct work *works, size_t n, const struct work *first,
-                      struct err *err)
+/* ahead[0] is the first. */
+static int read_group(struct rmq_db *db, struct work *works, size_t n, const struct by_topic *topics,
+                      struct work **ahead, size_t n_ahead, struct err *err)
 {
-    struct group g = {.db = db, .works = works, .n = n, .pos = first->part->cursor->log};
+    struct group g = {.db = db, .works = works, .n = n, .topics = topics, .ahead = ahead, .n_ahead = n_ahead};
     uint64_t now = clock_mono_ms();
-    struct rmq_log_pos from = g.pos;
     int code;
 
+    g.pos = ahead[0]->part->cursor->log;
     for (size_t i = 0; i < n; i++)
-        works[i].member = !works[i].done && same_pos(works[i].part->cursor->log, from);
+        works[i].member = false;
+    group_join(&g);
     code = read_records(&g, err);
     for (size_t i = 0; i < n; i++) {
         struct rmq_slice *s = &works[i].part->slice;
@@ -892,6 +989,65 @@ static int read_group(struct rmq_db *db, struct work *works, size_t n, const str
         s->end_ms = now;
         code = finish(&works[i], 0, err);
     }
+    return code;
+}
+
+static int cmp_place(const void *pa, const void *pb)
+{
+    struct rmq_log_pos a = (*(struct work *const *)pa)->part->cursor->log;
+    struct rmq_log_pos b = (*(struct work *const *)pb)->part->cursor->log;
+
+    if (a.file != b.file)
+        return a.file < b.file ? -1 : 1;
+    return a.offset < b.offset ? -1 : a.offset > b.offset;
+}
+
+/* Those in the logs, by place: mostly all are at the same one. */
+static size_t by_place(struct rmq_db *db, struct work *works, size_t n, struct work **ret)
+{
+    bool sorted = true;
+    size_t k = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        if (in_tables(db, works[i].part->cursor))
+            continue;
+        ret[k++] = &works[i];
+        sorted = sorted && (k == 1 || cmp_place(&ret[k - 2], &ret[k - 1]) <= 0);
+    }
+    if (!sorted)
+        qsort(ret, k, sizeof(struct work *), cmp_place);
+    for (size_t i = 0; i < k; i++)
+        ret[i]->rank = i;
+    return k;
+}
+
+static bool poll_full(const struct work *works, size_t n)
+{
+    size_t bytes = 0;
+
+    for (size_t i = 0; i < n; i++)
+        bytes += works[i].part->slice.bytes;
+    return bytes >= RMQ_POLL_BYTES; /* the rest has its turn next time */
+}
+
+static int read_logs(struct rmq_db *db, struct work *works, size_t n, struct err *err)
+{
+    struct work **ahead = xmalloc((n + 1) * sizeof(struct work *));
+    size_t k = by_place(db, works, n, ahead);
+    struct by_topic topics = {0};
+    int code = 0;
+
+    if (k > 0)
+        by_topic_init(&topics, works, n);
+    for (size_t i = 0; !code && i < n && k > 0; i++) { /* in their own order: the last served come last */
+        if (works[i].done || in_tables(db, works[i].part->cursor))
+            continue;
+        if (poll_full(works, n))
+            break;
+        code = read_group(db, works, n, &topics, ahead + works[i].rank, k - works[i].rank, err);
+    }
+    free(topics.slots);
+    free(ahead);
     return code;
 }
 
@@ -910,23 +1066,16 @@ static void init_work(struct work *k, struct rmq_part *part)
 
 static int read_parts(struct rmq_db *db, struct work *works, size_t n, struct err *err)
 {
-    int code = 0;
+    int code = look_ahead(db, works, n, err);
 
     for (size_t i = 0; !code && i < n; i++) {
-        size_t bytes = 0;
-
-        if (works[i].done)
+        if (!in_tables(db, works[i].part->cursor))
             continue;
-        for (size_t k = 0; k < n; k++)
-            bytes += works[k].part->slice.bytes;
-        if (bytes >= RMQ_POLL_BYTES) /* the rest has its turn next time */
-            break;
-        if (in_tables(db, works[i].part->cursor))
-            code = read_tables(db, &works[i], err);
-        else
-            code = read_group(db, works, n, &works[i], err);
+        if (poll_full(works, n))
+            return 0;
+        code = read_tables(db, &works[i], err);
     }
-    return code;
+    return code ? code : read_logs(db, works, n, err);
 }
 
 static int last_in_tables(struct rmq_db *db, struct rmq_end *e, struct err *err)
@@ -947,16 +1096,20 @@ static int last_in_tables(struct rmq_db *db, struct rmq_end *e, struct err *err)
 static int answer_ends(struct rmq_db *db, struct rmq_end **ends, size_t n, struct err *err)
 {
     struct topic_seen *t = n ? xcalloc(n, sizeof(*t)) : NULL;
+    struct topic_seen **all = n ? xcalloc(n, sizeof(struct topic_seen *)) : NULL;
     int code = 0;
 
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         t[i] = (struct topic_seen){.topic = ends[i]->topic, .topic_len = strlen(ends[i]->topic)};
+        all[i] = &t[i];
+    }
     if (n > 0)
-        code = see_logs(db, t, n, err);
+        code = see_logs(db, all, n, err);
     for (size_t i = 0; !code && i < n; i++) {
         ends[i]->last = t[i].last;
         code = last_in_tables(db, ends[i], err);
     }
+    free(all);
     free(t);
     return code;
 }

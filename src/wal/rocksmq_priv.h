@@ -74,6 +74,7 @@ enum {
 struct rmq_cursor {
     char *topic;
     size_t topic_len;
+    uint32_t hash;   /* rmq_topic_hash() */
     bool begun;      /* id is the last message delivered; else the wished start */
     bool earliest;   /* not begun: from the first message, id is not looked at */
     bool at_end;     /* the end was told after the last message */
@@ -81,6 +82,17 @@ struct rmq_cursor {
     uint64_t end_ms; /* when nothing came after id, by clock_mono_ms(); 0: unknown */
     struct rmq_log_pos log; /* file 0: in the tables */
 };
+
+/* FNV-1a. */
+static inline uint32_t rmq_topic_hash(const void *topic, size_t len)
+{
+    const uint8_t *p = topic;
+    uint32_t h = 2166136261u;
+
+    for (size_t i = 0; i < len; i++)
+        h = (h ^ p[i]) * 16777619u;
+    return h;
+}
 
 /* What one poll read for one cursor. The messages hold a reference each on their buffers. */
 struct rmq_slice {

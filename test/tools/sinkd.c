@@ -211,6 +211,7 @@ static struct collection *collections;
 static char **databases;
 static size_t n_databases;
 static int64_t next_id = 9000001;
+static int next_channel; /* of the next collection's first shard */
 
 static struct collection **find_collection(const char *db, const char *name)
 {
@@ -273,7 +274,7 @@ static void make_collection(const char *db, const Pb__CreateCollectionRequest *r
     c->schema = schema;
     c->id = next_id++;
     c->shards = req->shards_num > 0 ? req->shards_num : 1;
-    c->first_channel = (int)(c->id % opt.channels);
+    c->first_channel = next_channel++ % opt.channels;
     for (size_t i = 0; i < schema->n_fields; i++) {
         schema->fields[i]->field_id = 100 + (int64_t)i;
         keyed = keyed || schema->fields[i]->is_partition_key;

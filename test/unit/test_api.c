@@ -95,6 +95,12 @@ void manager_resume(struct manager *m, const char *task_id, manager_fn done, voi
     begin(m, "resume", task_id, arg);
 }
 
+void manager_resume_over_gap(struct manager *m, const char *task_id, manager_fn done, void *arg)
+{
+    m->fn = done;
+    begin(m, "resume over gap", task_id, arg);
+}
+
 void manager_delete(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
     m->fn = done;

@@ -185,15 +185,82 @@ static int w_decode(const uint8_t *id, size_t len, struct wal_pos *ret)
     return len == 8 ? 0 : ERR_PROTO;
 }
 
-static const struct wal_port_ops w_ops = {.open = w_open,
-                                          .pause = w_nothing,
-                                          .resume = w_nothing,
-                                          .close = w_close,
-                                          .end = w_end,
-                                          .end_cancel = w_end_cancel,
-                                          .id_encode = w_encode,
-                                          .id_decode = w_decode};
-static struct wal_port wal = {&w_ops, "fake"};
+static const struct wal_port_ops w_ops = {.open = w_open,   .pause = w_nothing,         .resume = w_nothing,
+                                          .close = w_close, .end = w_end,               .end_cancel = w_end_cancel,
+                                          .id_encode = w_encode, .id_decode = w_decode};
+/* A queue that keeps something for each task, as Pulsar does. */
+static bool forget_fails;
+static unsigned forgotten;
+static LIST_HEAD(, forget_call) forget_calls;
+struct forget_call {
+    LIST_ENTRY(forget_call) entry;
+    wal_forget_fn done;
+    void *arg;
+    struct timer timer;
+};
+
+static void forget_end(struct forget_call *f)
+{
+    LIST_REMOVE(f, entry);
+    timer_release(&f->timer);
+    free(f);
+}
+
+static void forget_timer(void *arg)
+{
+    struct forget_call *f = arg;
+    wal_forget_fn done = f->done;
+    void *a = f->arg;
+    struct err err;
+
+    forget_end(f);
+    err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "the queue is away");
+    forgotten += !forget_fails;
+    done(a, forget_fails ? &err : NULL);
+}
+
+static void w_forget(struct wal_port *w, const char *owner, const char *topic, wal_forget_fn done, void *arg)
+{
+    struct forget_call *f;
+
+    (void)w;
+    (void)owner;
+    if (!done)
+        return;
+    assert_string_equal(topic, CHAN);
+    f = xcalloc(1, sizeof(*f));
+    f->done = done;
+    f->arg = arg;
+    LIST_INSERT_HEAD(&forget_calls, f, entry);
+    timer_init(&f->timer, loop, LOOP_PRIO_NORMAL, forget_timer, f);
+    timer_set(&f->timer, 1);
+}
+
+static void w_retain(struct wal_port *w, const char *owner, const char *topic, struct wal_pos from)
+{
+    (void)w;
+    (void)owner;
+    (void)topic;
+    (void)from;
+}
+
+static void w_cancel_all(struct wal_port *w, void *arg)
+{
+    struct forget_call *f, *next;
+
+    w_end_cancel(w, arg);
+    for (f = LIST_FIRST(&forget_calls); f; f = next) {
+        next = LIST_NEXT(f, entry);
+        if (f->arg == arg)
+            forget_end(f);
+    }
+}
+
+static const struct wal_port_ops keeping_ops = {.open = w_open,   .pause = w_nothing,         .resume = w_nothing,
+                                                .close = w_close, .end = w_end,               .end_cancel = w_cancel_all,
+                                                .retain = w_retain, .forget = w_forget,
+                                                .id_encode = w_encode, .id_decode = w_decode};
+static struct wal_port wal = {&w_ops, "fake", "sourceConfig.fake"};
 
 /* ---- source: an empty catalog ----------------------------------------------------------------------------- */
 
@@ -775,6 +842,33 @@ static void test_delete_removes(void **state)
     bad(ask(manager_delete, "t1"), ERR_NOT_FOUND, "t1");
 }
 
+/* The queue keeps something for each task: it goes too, even if the queue or the daemon is away for a while. */
+static void test_delete_cleans_the_queue(void **state)
+{
+    (void)state;
+    wal.ops = &keeping_ops;
+    forgotten = 0;
+    forget_fails = true;
+    create("t1", "a");
+    good(ask(manager_delete, "t1"));
+    assert_null(manager_task_json(mgr, "t1"));
+    assert_int_equal(n_ids(), 0);
+    assert_records("t1:0 ");
+    bad(create_with("t1", "a", ""), ERR_STATE, "still being removed");
+    restart();
+    assert_records("t1:0 ");
+    assert_int_equal(forgotten, 0);
+    forget_fails = false;
+    UNTIL(forgotten == 1);
+    assert_records("");
+    good(create_with("t1", "a", ""));
+    forgotten = 0;
+    peer_code = 1100;
+    good(ask(manager_delete, "t1"));
+    UNTIL(forgotten == 1);
+    wal.ops = &w_ops;
+}
+
 static void test_requests_for_one_task_run_one_after_the_other(void **state)
 {
     struct reply created = {0}, paused = {0}, resumed = {0}, deleted = {0}, late = {0};
@@ -1304,6 +1398,7 @@ int main(void)
         T(test_resume_needs_a_standby),
         T(test_an_unknown_id_is_not_found),
         T(test_delete_removes),
+        T(test_delete_cleans_the_queue),
         T(test_requests_for_one_task_run_one_after_the_other),
         T(test_pause_and_delete_together_are_both_done),
         T(test_what_waits_behind_a_failed_create_is_not_found),

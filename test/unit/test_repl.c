@@ -28,6 +28,9 @@
 
 static struct loop *loop;
 static unsigned rnd_state;
+static bool accept_gap;
+static bool far;             /* the target is far: requests overlap, and end in any order */
+static unsigned most_flying; /* requests under way at once on one channel */
 
 static unsigned rnd(unsigned n)
 {
@@ -191,15 +194,10 @@ static int w_decode(const uint8_t *id, size_t len, struct wal_pos *ret)
     memcpy(&ret->minor, id, 8);
     return 0;
 }
-static const struct wal_port_ops w_ops = {.open = w_open,
-                                          .pause = w_pause,
-                                          .resume = w_resume,
-                                          .close = w_close,
-                                          .end = w_end,
-                                          .end_cancel = w_end_cancel,
-                                          .id_encode = w_encode,
+static const struct wal_port_ops w_ops = {.open = w_open, .pause = w_pause, .resume = w_resume, .close = w_close,
+                                          .end = w_end, .end_cancel = w_end_cancel, .id_encode = w_encode,
                                           .id_decode = w_decode};
-static struct wal_port wal = {&w_ops, "fake"};
+static struct wal_port wal = {&w_ops, "fake", "sourceConfig.fake"};
 
 /* ---- source: collections and messages ------------------------------------------------------------------- */
 
@@ -555,7 +553,7 @@ struct t_chan {
     uint64_t tick;
     int64_t seen[4096]; /* message ids since the last tick */
     size_t n_seen;
-    bool flying;
+    unsigned flying;
     unsigned requests;
 };
 static struct t_coll t_colls[32];
@@ -766,7 +764,7 @@ static void call_free(struct sink_call *call)
     LIST_REMOVE(call, entry);
     timer_release(&call->timer);
     if (call->chan)
-        call->chan->flying = false;
+        call->chan->flying--;
     if (call->msgs)
         evbuffer_free(call->msgs);
     free(call);
@@ -805,8 +803,10 @@ static struct sink_call *s_replicate(struct sink *s, const char *pchannel, uint6
         if (strcmp(t_chans[i].name, pchannel) == 0)
             call->chan = &t_chans[i];
     assert_non_null(call->chan);
-    assert_false(call->chan->flying);
-    call->chan->flying = true;
+    call->chan->flying++;
+    assert_true(call->chan->flying == 1 || far);
+    if (call->chan->flying > most_flying)
+        most_flying = call->chan->flying;
     call->chan->requests++;
     call->msgs = evbuffer_new();
     evbuffer_add_buffer(call->msgs, msgs);
@@ -1245,11 +1245,13 @@ static void task_make(void)
     budget.limit = 1 << 20;
     hub = repl_hub_new(&(struct repl_hub_options){.loop = loop, .sink = &sink, .key = "t", .tick_interval_ms = 5,
                                                   .retry_min_ms = 20, .retry_max_ms = 200,
-                                                  .batch_bytes = 1500, .channel_bytes = 6000, .budget = &budget});
+                                                  .batch_bytes = far ? 300 : 1500, .channel_bytes = 6000,
+                                                  .flight_bytes = 6000, .far_ms = far ? 0 : 1000000,
+                                                  .budget = &budget});
     task = repl_task_new(&(struct repl_task_options){
         .loop = loop, .id = "task", .hub = hub, .sink = &sink, .catalog = &catalog, .wal = &wal, .store = &store,
         .selection = {.match = sel_match, .match_db = sel_db, .position = sel_pos}, .budget = &budget,
-        .task_bytes = 1 << 20, .replicate_chan = "replicate", .on_fatal = on_fatal});
+        .task_bytes = 1 << 20, .accept_gap = accept_gap, .replicate_chan = "replicate", .on_fatal = on_fatal});
     is_started = is_fatal = false;
     repl_task_start(task, on_started, NULL);
 }
@@ -1764,6 +1766,73 @@ static void test_lost_position(void **state)
     assert_non_null(strstr(fatal_text, "src-dml_0"));
 }
 
+/* The user was told what is missing and resumed all the same. */
+static void test_accepted_gap(void **state)
+{
+    uint64_t limit = clock_mono_ms() + 3000;
+
+    (void)state;
+    rnd_state = 8;
+    coll_create("a", 1, 0, true);
+    write_tick();
+    start_and_wait();
+    for (int i = 0; i < 20; i++) {
+        workload_step();
+        spin(2);
+    }
+    wait_equal();
+    task_crash();
+    write_tick();
+    topics[0].first = topics[0].n;
+    write_tick();
+    accept_gap = true;
+    task_make();
+    for (int i = 0; i < 20; i++) {
+        workload_step();
+        spin(2);
+    }
+    wait_equal(); /* only ticks were lost */
+    task_crash();
+    accept_gap = false;
+    task_make(); /* it has a position that exists again */
+    wait_equal();
+    /* what gets lost later is told again */
+    task_crash();
+    accept_gap = true;
+    task_make();
+    write_tick();
+    spin(50);
+    write_tick();
+    spin(50);
+    topics[0].first = topics[0].n;
+    stream_reset(task->streams);
+    if (strcmp(task->streams->channel, "src-dml_0") != 0 && task->streams->hh.next)
+        stream_reset(task->streams->hh.next);
+    while (!is_fatal && clock_mono_ms() < limit + 10000)
+        loop_once(loop, false);
+    assert_true(is_fatal);
+    accept_gap = false;
+}
+
+/* A living collection has a channel that this queue does not know. */
+static void test_wrong_queue(void **state)
+{
+    uint64_t limit = clock_mono_ms() + 3000;
+
+    (void)state;
+    rnd_state = 8;
+    coll_create("xother", 1, 0, true); /* not even selected */
+    while (topics[0].n)
+        buf_unref(topics[0].msgs[--topics[0].n].buf);
+    task_make();
+    while (!is_fatal && clock_mono_ms() < limit)
+        loop_once(loop, false);
+    assert_true(is_fatal);
+    assert_false(is_started);
+    assert_non_null(strstr(fatal_text, "src-dml_0"));
+    assert_non_null(strstr(fatal_text, "sourceConfig.fake"));
+}
+
 static void stop_and_wait(void)
 {
     is_stopped = false;
@@ -2254,6 +2323,8 @@ int main(void)
         T(test_name_reused_before_drop_message),
         T(test_drop_while_down),
         T(test_lost_position),
+        T(test_accepted_gap),
+        T(test_wrong_queue),
         T(test_dropped_while_it_was_made),
         T(test_drop_between_two_shards),
         T(test_partition_of_a_dropped_collection),
@@ -2270,7 +2341,16 @@ int main(void)
         T(test_what_cannot_be_read_stops_the_task),
         T(test_stop_stores_everything),
     };
+    int failed;
+
     if (getenv("TEST_FILTER"))
         cmocka_set_test_filter(getenv("TEST_FILTER"));
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    failed = cmocka_run_group_tests_name("near target", tests, NULL, NULL);
+    far = true;
+    failed += cmocka_run_group_tests_name("far target", tests, NULL, NULL);
+    if (!getenv("TEST_FILTER") && most_flying < 4) {
+        print_message("only %u requests were ever under way at once\n", most_flying);
+        failed++;
+    }
+    return failed;
 }
