@@ -71,6 +71,7 @@ struct manager {
     void (*stopped)(void *arg);
     void *stopped_arg;
     bool stop;
+    struct timer end_timer; /* limit of the whole stop */
     LIST_HEAD(, late_answer) late;
     LIST_HEAD(, position_req) position_reqs;
     LIST_HEAD(, cleanup) cleanups;

@@ -1343,6 +1343,29 @@ static void test_stop_waits_for_a_request_under_way(void **state)
     }
 }
 
+/* The target takes the connection and says nothing; the user gave it a minute. */
+static void test_stop_waits_for_no_target(void **state)
+{
+    static struct reply a, s;
+    struct task_spec *spec;
+    uint64_t began;
+
+    (void)state;
+    a = s = (struct reply){0};
+    peer_code = 0;
+    spec = spec_make("t1", "a", "");
+    spec->connect_timeout_s = 60;
+    manager_create(mgr, spec, on_answer, &a);
+    for (int i = 0; i < 50; i++)
+        loop_once(loop, false);
+    began = clock_mono_ms();
+    manager_stop(mgr, on_stop, &s);
+    UNTIL(s.calls);
+    assert_in_range(clock_mono_ms() - began, 0, 4000);
+    restart();
+    assert_records("");
+}
+
 static void test_free_at_any_turn_is_clean(void **state)
 {
     (void)state;
@@ -1423,6 +1446,7 @@ int main(void)
         T(test_cancel_drops_answers_at_once_too),
         T(test_stop_right_after_the_start_ends),
         T(test_stop_waits_for_a_request_under_way),
+        T(test_stop_waits_for_no_target),
         T(test_a_failure_while_a_create_is_being_stored_is_answered_once),
         T(test_a_failure_while_a_resume_is_being_stored_is_answered_once),
     };
