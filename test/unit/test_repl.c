@@ -296,7 +296,7 @@ static void write_insert(struct model_coll *c, int shard, int key, uint64_t tt)
     c->inserts[shard][key] = xrealloc(c->inserts[shard][key], (*n + 1) * 16);
     c->inserts[shard][key][*n].insert_tt = tt;
     c->inserts[shard][key][(*n)++].value = k->value;
-    put_base(&o, MSG_INSERT, tt);
+    put_base(&o, MSG_INSERT, rnd(2) ? tt : 0); /* that of an upsert has none (source.md 11 no. 2) */
     put_head(&o, c, shard);
     put_tts(&o, tt);
     put_long_field(&o, 101, k->value);
