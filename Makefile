@@ -1,6 +1,7 @@
 # milvus-cdc.  "make help" lists the targets; V=1 shows the commands.
 VERSION := 0.1.0
 PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
 # Another folder lets two builds of one tree run at the same time.
 BUILD ?= build
 PKGS := libevent libevent_openssl jansson libnghttp2 libprotobuf-c sqlite3 yaml-0.1 openssl \
@@ -135,9 +136,10 @@ lint:
 	else echo "no scripts/check-deps.sh yet"; fi
 
 install: $(release_BIN)
-	$(INSTALL) -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/etc/milvus-cdc
+	$(INSTALL) -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SYSCONFDIR)/milvus-cdc
 	$(INSTALL) -m 755 $(release_BIN) $(DESTDIR)$(PREFIX)/bin/milvus-cdc
-	$(INSTALL) -m 644 etc/cdc.yaml $(DESTDIR)$(PREFIX)/etc/milvus-cdc/cdc.yaml
+	test -e $(DESTDIR)$(SYSCONFDIR)/milvus-cdc/cdc.yaml || \
+	    $(INSTALL) -m 644 etc/cdc.yaml $(DESTDIR)$(SYSCONFDIR)/milvus-cdc/cdc.yaml
 
 clean:
 	rm -rf $(BUILD)
@@ -149,7 +151,7 @@ help:
 	@echo "make tools        test/tools/*.c, for scripts/bench"
 	@echo "make gen          code generated from proto/"
 	@echo "make lint         layer rules (scripts/check-deps.sh)"
-	@echo "make install      DESTDIR=, PREFIX=$(PREFIX)"
+	@echo "make install      DESTDIR=, PREFIX=$(PREFIX), SYSCONFDIR=$(SYSCONFDIR); keeps an existing cdc.yaml"
 	@echo "make clean        removes $(BUILD)/"
 	@echo "BUILD=folder (default: build); V=1 shows commands; CFLAGS and LDFLAGS are appended"
 

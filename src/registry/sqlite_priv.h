@@ -24,7 +24,7 @@ enum {
     REGDB_SCHEMA = 1,      /* PRAGMA user_version that this build writes */
     REGDB_BUSY_MS = 500,   /* wait for another program's lock inside one try */
     SQLREG_API_MS = 2000,  /* an API operation fails when it could not be written for so long */
-    SQLREG_CLOSE_MS = 2000 /* so long close() tries to write what was accepted */
+    SQLREG_CLOSE_MS = 1500 /* so long close() tries to write what was accepted */
 };
 
 /* ---- the database file */

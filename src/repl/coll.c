@@ -446,7 +446,7 @@ static void coll_ensure(struct coll *c)
     c->reensure = false;
     c->may_exist |= create;
     c->creating = create && c->state == COLL_MAPPING;
-    c->verifying_gen = t->o.sink->ops->generation(t->o.sink);
+    c->verifying_gen = t->o.hub->sink->ops->generation(t->o.hub->sink); /* of the connection that data takes */
     c->call = t->o.sink->ops->ensure_collection(t->o.sink, sc, c->dst_db, c->dst_name, create, on_ensured, c);
     free(shards);
 }

@@ -14,6 +14,7 @@
 #define CKPT_MS 1000
 /* Ticks that were confirmed and not stored are only read again: an idle channel is stored this seldom. */
 #define CKPT_TICKS_MS 10000
+#define STOP_STORE_MS 1000 /* so long the last checkpoints may take */
 
 static void start_step(struct repl_task *t);
 static void on_start_timer(void *arg);
@@ -786,8 +787,7 @@ static void stop_store(struct repl_task *t)
     for (struct stream *s = t->streams; s; s = s->hh.next)
         LIST_FOREACH(l, &s->links, of_stream)
             link_restart(l);
-    if (!store_dirty(t, true, on_stop_stored))
-        timer_set(&t->stop_timer, 0);
+    timer_set(&t->stop_timer, store_dirty(t, true, on_stop_stored) ? STOP_STORE_MS : 0);
 }
 
 static void on_stop_timer(void *arg)
@@ -800,7 +800,7 @@ static void on_stop_timer(void *arg)
         log_warn("repl", "requests did not end in time; they are in doubt", KS("task", t->o.id));
         stop_store(t);
     } else {
-        stop_finished(t);
+        stop_finished(t); /* a registry that is locked or full: what is not stored is repeated with care */
     }
 }
 

@@ -20,9 +20,13 @@
 
 #define START_LIMIT_MS 20000 /* a create is given up when the source does not answer for so long */
 #define STOP_LIMIT_MS 3000
+/* SIGTERM: exit in 5 s, with up to 2.5 s in which the registry tries to write its last. */
+#define END_REQUESTS_MS 2000
+#define END_LIMIT_MS 2400
 
 static void op_begin(void *arg);
 static void stop_step(struct manager *m);
+static void on_end_timer(void *arg);
 
 static const char *state_name(enum task_state s)
 {
@@ -679,6 +683,7 @@ struct manager *manager_new(const struct manager_deps *d)
 
     m->d = *d;
     m->budget.limit = d->config->process_bytes;
+    timer_init(&m->end_timer, d->loop, LOOP_PRIO_NORMAL, on_end_timer, m);
     return m;
 }
 
@@ -731,6 +736,14 @@ static void on_stop_one(void *arg)
     stop_step(t->m);
 }
 
+static void stop_over(struct manager *m)
+{
+    timer_cancel(&m->end_timer);
+    if (m->stopped)
+        loop_defer(m->d.loop, m->stopped, m->stopped_arg);
+    m->stopped = NULL;
+}
+
 /* Stops what runs and has no request under way; done when nothing is left. Each end of a request calls again. */
 static void stop_step(struct manager *m)
 {
@@ -741,12 +754,19 @@ static void stop_step(struct manager *m)
         if (!t->run || !STAILQ_EMPTY(&t->ops) || t->stop_begun)
             continue;
         t->stop_begun = true;
-        repl_task_stop(t->run, STOP_LIMIT_MS, on_stop_one, t);
+        repl_task_stop(t->run, END_REQUESTS_MS, on_stop_one, t);
     }
-    if (busy || !m->stopped)
-        return;
-    loop_defer(m->d.loop, m->stopped, m->stopped_arg);
-    m->stopped = NULL;
+    if (!busy)
+        stop_over(m);
+}
+
+/* Somebody does not answer: a target that is being probed, a registry that is locked. Nothing that was promised is lost. */
+static void on_end_timer(void *arg)
+{
+    struct manager *m = arg;
+
+    log_warn("task", "not all could be ended in time", KU("limit_ms", END_LIMIT_MS));
+    stop_over(m);
 }
 
 void manager_stop(struct manager *m, void (*done)(void *arg), void *arg)
@@ -754,6 +774,7 @@ void manager_stop(struct manager *m, void (*done)(void *arg), void *arg)
     m->stopped = done;
     m->stopped_arg = arg;
     m->stop = true;
+    timer_set(&m->end_timer, END_LIMIT_MS);
     stop_step(m);
 }
 
@@ -767,6 +788,7 @@ void manager_free(struct manager *m)
     m->d.registry->ops->cancel(m->d.registry, m);
     positions_free(m);
     cleanups_free(m);
+    timer_release(&m->end_timer);
     m->stop = false;
     while ((a = LIST_FIRST(&m->late))) {
         LIST_REMOVE(a, entry);

@@ -13,12 +13,13 @@
 #include "task/manager.h"
 #include "task/spec.h"
 
-/* One target address, shared by the tasks that write to it. */
+/* One target address, shared by the tasks that write to it. Data goes with the login and options of the first one. */
 struct endpoint {
     UT_hash_handle hh;
     char *key;
     unsigned refs;
     struct sink *sink;
+    char *login; /* and the other options of sink, in one text; secret */
     struct repl_hub *hub;
 };
 
@@ -49,6 +50,7 @@ struct mtask {
     void (*claim_done)(struct mtask *t, const struct err *err);
     struct store *store;
     struct endpoint *endpoint;
+    struct sink *own_sink;  /* for all but data, when login or options are not the endpoint's */
     struct repl_task *run;
     bool keeping;           /* keep_queryable: ticks go on while paused */
     struct timer timer;     /* limit of a start */
@@ -71,6 +73,7 @@ struct manager {
     void (*stopped)(void *arg);
     void *stopped_arg;
     bool stop;
+    struct timer end_timer; /* limit of the whole stop */
     LIST_HEAD(, late_answer) late;
     LIST_HEAD(, position_req) position_reqs;
     LIST_HEAD(, cleanup) cleanups;

@@ -72,6 +72,26 @@ void runtime_target_options(const struct task_spec *s, struct target_options *re
                                    .ignore_partition = s->ignore_partition};
 }
 
+static char *login_text(const struct task_spec *s)
+{
+    const char *const parts[] = {s->token, s->server_name, s->ca_path, s->cert_path, s->key_path};
+    char *text = xasprintf("%s %d", s->uri, s->ignore_partition);
+
+    for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {
+        char *more = xasprintf("%s\n%s", text, parts[i] ? parts[i] : "");
+        explicit_bzero(text, strlen(text));
+        free(text);
+        text = more;
+    }
+    return text;
+}
+
+static void login_free(char *text)
+{
+    explicit_bzero(text, strlen(text));
+    free(text);
+}
+
 static struct endpoint *endpoint_get(struct mtask *t, struct err *err)
 {
     struct manager *m = t->m;
@@ -93,6 +113,7 @@ static struct endpoint *endpoint_get(struct mtask *t, struct err *err)
     e->key = xstrdup(t->key);
     e->refs = 1;
     e->sink = sink;
+    e->login = login_text(t->spec);
     e->hub = repl_hub_new(&(struct repl_hub_options){.loop = m->d.loop,
                                                      .sink = sink,
                                                      .key = t->key,
@@ -115,6 +136,7 @@ static void endpoint_put(struct manager *m, struct endpoint *e)
     HASH_DEL(m->endpoints, e);
     repl_hub_unref(e->hub);
     target_close(e->sink);
+    login_free(e->login);
     free(e->key);
     free(e);
 }
@@ -140,19 +162,36 @@ void runtime_claim(struct mtask *t, void (*done)(struct mtask *t, const struct e
     t->m->d.registry->ops->claim(t->m->d.registry, t->id, t->m->d.daemon_id, on_claimed, t);
 }
 
+static int open_sink(struct mtask *t, struct err *err)
+{
+    struct target_options o;
+    char *login;
+
+    t->endpoint = endpoint_get(t, err);
+    if (!t->endpoint)
+        return err->code;
+    login = login_text(t->spec);
+    runtime_target_options(t->spec, &o);
+    if (strcmp(login, t->endpoint->login) != 0 && !(t->own_sink = target_open(t->m->d.loop, &o, err))) {
+        login_free(login);
+        return err->code;
+    }
+    login_free(login);
+    return 0;
+}
+
 int runtime_start(struct mtask *t, store_done_fn started, struct err *err)
 {
     struct manager *m = t->m;
     const struct config *cfg = m->d.config;
 
-    t->endpoint = endpoint_get(t, err);
-    if (!t->endpoint)
+    if (open_sink(t, err))
         return err->code;
     t->run = repl_task_new(&(struct repl_task_options){
         .loop = m->d.loop,
         .id = t->id,
         .hub = t->endpoint->hub,
-        .sink = t->endpoint->sink,
+        .sink = t->own_sink ? t->own_sink : t->endpoint->sink,
         .catalog = m->d.catalog,
         .wal = m->d.wal,
         .store = t->store,
@@ -211,6 +250,9 @@ void runtime_release(struct mtask *t)
     t->claim_done = NULL;
     repl_task_free(t->run);
     t->run = NULL;
+    if (t->own_sink)
+        target_close(t->own_sink);
+    t->own_sink = NULL;
     if (t->keeping) {
         t->store->ops->cancel(t->store, t);
         repl_hub_keep_stop(t->endpoint->hub, t->id);

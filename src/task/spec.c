@@ -80,6 +80,7 @@ static const struct field create_fields[] = {
     {"buffer_config", FIELD_OBJECT, buffer_fields},
     {"name_mapping", FIELD_LIST, mapping_fields},
     {"disable_auto_start", FIELD_BOOL, NULL},
+    {"positions", FIELD_OBJECT, NULL}, /* an old form, refused */
     {"keep_queryable", FIELD_BOOL, NULL}, /* ours */
     {0},
 };
@@ -187,6 +188,10 @@ static int check_extra(const json_t *req, struct err *err)
         return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
                        "extra_info.enable_user_role: replication of users and roles is not "
                        "supported by this version");
+    if (json_object_size(json_object_get(req, "positions")))
+        return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
+                       "positions: this old field has no effect in milvus-cdc either; give them in "
+                       "collection_infos[].positions or db_collections.<db>[].positions");
     return 0;
 }
 

@@ -1,10 +1,13 @@
 """The control API and the life of tasks, against the real daemon."""
 import json
+import signal
 import socket
+import sqlite3
 import subprocess
 import time
 
 import pytest
+from pymilvus.grpc_gen import milvus_pb2
 
 from compare import wait_equal
 from servers import ApiError, find_program, free_port, http_get, wait_for
@@ -53,6 +56,45 @@ def test_secrets_are_never_shown(lab, cdc):
         assert "VerySecretWord" not in text
 
 
+def test_secrets_are_in_no_error(lab, cdc):
+    """Whatever is wrong with a create: neither answer nor log nor metrics nor the list repeat a password or token."""
+    cdc.api("maintenance", operation="set_log_level", params={"log_level": "debug"})
+    login = {"username": "root", "password": "PassWordWord9"}
+    good = {"uri": lab.pair.target.uri, "connect_timeout": 2, "token": "root:ToKenWord9"}
+    infos = [{"name": "*"}]
+    requests = [
+        {"milvus_connect_param": {**good, **login}},
+        {"milvus_connect_param": {**good, "uri": "root:ToKenWord9@h"}, "collection_infos": infos},
+        {"milvus_connect_param": {**good, "uri": "http://root:ToKenWord9@h:1"}, "collection_infos": infos},
+        {"milvus_connect_param": {**good, "token": {"a": "ToKenWord9"}}, "collection_infos": infos},
+        {"milvus_connect_param": {**good, "token": ["ToKenWord9"]}, "collection_infos": infos},
+        {"milvus_connect_param": "root:ToKenWord9", "collection_infos": infos},
+        {"milvus_connect_param": {**good, "port": "PassWordWord9"}, "collection_infos": infos},
+        {"milvus_connect_param": {**login, "host": "127.0.0.1", "port": free_port(), "connect_timeout": 1},
+         "collection_infos": infos},
+        {"milvus_connect_param": {**good, "uri": lab.pair.source.uri}, "collection_infos": infos},
+        {"milvus_connect_param": {**good, "uri": good["uri"].replace("http", "https")}, "collection_infos": infos},
+        {"milvus_connect_param": {**good, "token": "ToKenWord9\r\nx: y"}, "collection_infos": [{"name": lab.name("y")}]},
+        {"kafka_connect_param": {"address": "k:1", "topic": "t", "enable_sasl": True, "sasl": login},
+         "collection_infos": infos},
+    ]
+    shown = [cdc.post({"request_type": "create", "request_data": r})[1] for r in requests]
+    for text, request in zip(shown, requests):
+        if request is not requests[-2]:
+            assert json.loads(text)["code"] != 200, (text, request)
+    shown.append(cdc.post(b'{"request_type":"create","request_data":{"milvus_connect_param":{"token":"ToKenWord9}}}')[1])
+    shown.append(cdc.post(b'{"request_type":"ToKenWord9')[1])
+    task = lab.create(cdc, [lab.name("x")], token="root:ToKenWord9")
+    for request in ("get", "list", "position", "pause", "resume"):
+        shown.append(cdc.post({"request_type": request, "request_data": {"task_id": task}})[1])
+    lab.create(cdc, [lab.name("x")], token="root:ToKenWord9", task_id=task)
+    with pytest.raises(ApiError) as e:
+        lab.create(cdc, [lab.name("x")], token="root:ToKenWord9")
+    shown += [str(e.value), http_get(cdc.url + "/cdc/metrics"), cdc.log.read_text(errors="replace")]
+    for text in shown:
+        assert "ToKenWord9" not in text and "PassWordWord9" not in text, text
+
+
 def test_create_errors(lab, cdc):
     target = {"uri": lab.pair.target.uri, "connect_timeout": 3}
     infos = [{"name": "*"}]
@@ -75,6 +117,10 @@ def test_create_names_what_it_does_not_do(lab, cdc):
     kafka = {"address": "127.0.0.1:9092", "topic": "t"}
     text = refused(cdc, "create", 400, kafka_connect_param=kafka, collection_infos=[{"name": "*"}])
     assert "kafka" in text
+    target = {"uri": lab.pair.target.uri}
+    for name, value in (("extra_info", {"enable_user_role": True}), ("positions", {"p": "CgFwEgEB"})):
+        text = refused(cdc, "create", 400, milvus_connect_param=target, collection_infos=[{"name": "*"}], **{name: value})
+        assert name in text
 
 
 def test_create_with_unreachable_target(lab, cdc):
@@ -316,6 +362,113 @@ def test_keep_queryable(lab, cdc):
     cdc.api("resume", task_id=task)
     lab.equal(cdc, task, [t])
     assert lab.target.count(t.name) == 20
+
+
+def test_start_at_given_positions(lab, cdc):
+    """positions of a collection and of the replicate channel: what another task's position said, taken over."""
+    t = lab.table("a", loaded=False)
+    t.put(10)
+    first = lab.create(cdc, [{"name": t.name, "use_start_position": True}], task_id="first")
+    t.index()
+    cdc.wait_caught_up(first)
+    lab.wait_on_target("the index", lambda: lab.target.indexes(t.name))
+    rows = cdc.api("position", task_id=first)["positions"]
+    cdc.api("delete", task_id=first)
+    later = t.put(7)
+    t.collection.load()
+    shards = {p["channel_name"]: p["msg_id"] for p in rows if p["collection_id"] != -10}
+    rpc = [p["msg_id"] for p in rows if p["collection_id"] == -10]
+    request = milvus_pb2.DescribeCollectionRequest(collection_name=t.name)
+    info = lab.source.handler()._stub.DescribeCollection(request)
+    positions = {v: shards[p] for v, p in zip(info.virtual_channel_names, info.physical_channel_names)}
+    task = lab.create(cdc, [{"name": t.name, "positions": positions}], rpc_channel_info={"position": rpc[0]})
+    cdc.wait_caught_up(task)
+    lab.wait_on_target("loaded", lambda: lab.target.loaded(t.name) == "Loaded")
+    wait_equal(lab.source, lab.target, [t.name])
+    assert lab.target.count(t.name) == 10 + len(later)
+
+
+def test_disable_auto_start(lab, cdc):
+    task = lab.create(cdc, [lab.name("x")], disable_auto_start=True)
+    assert cdc.task(task)["state"] == "Running"
+    cdc.restart()
+    assert cdc.task(task)["state"] == "Paused" and "auto start" in cdc.task(task)["reason"]
+    cdc.api("resume", task_id=task)
+    assert cdc.task(task)["state"] == "Running"
+
+
+def test_ignore_partition(lab, cdc):
+    """Partitions are then made and dropped by somebody else."""
+    t = lab.table("a")
+    task = cdc.api("create", collection_infos=[{"name": t.name}], milvus_connect_param={
+        "uri": lab.pair.target.uri, "ignore_partition": True})["task_id"]
+    t.collection.create_partition("p1")
+    t.put(5)
+    cdc.wait_caught_up(task)
+    assert lab.target.partitions(t.name) == ["_default"]
+    t.put(5, "p1")
+    wait_for("a reason", lambda: "ignore_partition" in cdc.task(task).get("reason", ""), 30)
+
+
+AWAY = {
+    "nothing": (lambda lab: None, lambda lab: None),
+    "target": (lambda lab: lab.pair.target.kill(), lambda lab: lab.pair.revive()),
+    "target-hangs": (lambda lab: lab.pair.target.proc.send_signal(signal.SIGSTOP),
+                     lambda lab: lab.pair.target.proc.send_signal(signal.SIGCONT)),
+    "etcd": (lambda lab: lab.pair.etcd.proc.send_signal(signal.SIGSTOP),
+             lambda lab: lab.pair.etcd.proc.send_signal(signal.SIGCONT)),
+}
+
+
+@pytest.mark.parametrize("who", AWAY)
+def test_stop_while_away(lab, cdc, who):
+    """SIGTERM is obeyed in time whatever state the others are in."""
+    away, back = AWAY[who]
+    task = lab.create(cdc, ["*"])
+    t = lab.table("a")
+    t.put(20)
+    lab.equal(cdc, task, [t])
+    lost = cdc.log.read_text(errors="replace").count("level=warn")
+    away(lab)
+    try:
+        if who == "target":
+            wait_for("trouble", lambda: cdc.log.read_text(errors="replace").count("level=warn") > lost, 30)
+        if who != "etcd":
+            t.put(20)
+        started = time.monotonic()
+        assert cdc.stop() == 0, cdc.tail()
+        assert time.monotonic() - started < 5
+        if who != "nothing":  # and at once after a start, with nobody there
+            cdc.start(ready="/healthz")
+            started = time.monotonic()
+            assert cdc.stop() == 0, cdc.tail()
+            assert time.monotonic() - started < 5
+    finally:
+        back(lab)
+    cdc.start()
+    lab.equal(cdc, task, [t], timeout=180)
+
+
+def test_stop_while_the_registry_is_locked(lab, cdc):
+    """Somebody else holds the file's lock: what cannot be stored is told, and the stop is in time all the same."""
+    task = lab.create(cdc, ["*"])
+    t = lab.table("a")
+    t.put(20)
+    lab.equal(cdc, task, [t])
+    other = sqlite3.connect(cdc.config["registry"]["path"], isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    t.put(20)
+    wait_for("readyz tells", lambda: " 503 " in raw(cdc, b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+             30)
+    started = time.monotonic()
+    code = cdc.stop()
+    assert time.monotonic() - started < 5
+    assert code == 0, cdc.tail()
+    other.execute("ROLLBACK")
+    other.close()
+    cdc.start()
+    lab.equal(cdc, task, [t])
+    assert lab.target.count(t.name) == 40
 
 
 def test_stop_under_load(lab, cdc, writing):

@@ -70,10 +70,13 @@ def test_create_and_drop_partition(lab, cdc):
     assert lab.target.partitions(t.name) == ["_default", "p2"]
 
 
-def test_partition_made_while_the_task_is_paused(lab, cdc):
-    """No row tells of it, and no event comes after the resume."""
+def test_empty_partitions(lab, cdc):
+    """No row tells of them: made while the collection is new, while the task is paused, while the daemon is down."""
     task = lab.create(cdc, ["*"])
-    t = lab.table("a")
+    t = lab.table("a", loaded=False)
+    t.collection.create_partition("at_once")
+    lab.wait_on_target("the first", lambda: "at_once" in lab.target.partitions(t.name), 20)
+    t.show()
     t.put(5)
     lab.equal(cdc, task, [t])
     cdc.api("pause", task_id=task)

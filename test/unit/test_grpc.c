@@ -894,6 +894,23 @@ static void test_server_that_is_not_http2(void **state)
     assert_int_equal(o.status, 0);
 }
 
+/* A server that hangs up at once is not hammered: waits of 50 to 100 ms, doubled each time. */
+static void test_tries_are_backed_off(void **state)
+{
+    struct fixture *f = *state;
+    struct outcome o;
+
+    f->peer.raw = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+    f->peer.accepted = 0;
+    unary_on(f->client, &o, "/p/Echo", "x", 1500);
+    WAIT(f, o.done);
+    assert_int_equal(o.status, 4);
+    assert_in_range(f->peer.accepted, 3, 6); /* at 0, 50, 150, 350, 750, (1550) ms at the earliest */
+    f->peer.raw = NULL;
+    run(f, &o, "/p/Echo", "x"); /* and it comes back by itself */
+    assert_int_equal(o.status, 0);
+}
+
 static void test_close_during_look_up_and_connect(void **state)
 {
     struct fixture *f = *state;
@@ -1712,6 +1729,7 @@ int main(void)
         T(test_names),
         T(test_each_address_of_a_name_is_tried),
         T(test_server_that_is_not_http2),
+        T(test_tries_are_backed_off),
         T(test_close_during_look_up_and_connect),
         T(test_bad_options),
         T(test_cut_after_each_byte_the_server_reads),

@@ -37,6 +37,7 @@ static struct loop *loop;
 static struct peer peer;
 static int32_t peer_code; /* ReplicateMessage's answer: 1100 a standby, 1900 not; 0: no answer */
 static char dir[40], path[60];
+static char database_auth[64]; /* the login of the last call about a database */
 static struct registry *reg;
 static struct manager *mgr;
 static struct config config;
@@ -75,6 +76,8 @@ static void peer_on_request(struct peer_stream *s, bool ended)
 
     if (!ended || (strstr(s->path, "/ReplicateMessage") && !peer_code))
         return;
+    if (strstr(s->path, "Database"))
+        snprintf(database_auth, sizeof(database_auth), "%s", s->auth);
     if (strstr(s->path, "/ReplicateMessage")) {
         st.code = peer_code;
         st.error_code = 1;
@@ -1343,6 +1346,55 @@ static void test_stop_waits_for_a_request_under_way(void **state)
     }
 }
 
+/* The target takes the connection and says nothing; the user gave it a minute. */
+static void test_stop_waits_for_no_target(void **state)
+{
+    static struct reply a, s;
+    struct task_spec *spec;
+    uint64_t began;
+
+    (void)state;
+    a = s = (struct reply){0};
+    peer_code = 0;
+    spec = spec_make("t1", "a", "");
+    spec->connect_timeout_s = 60;
+    manager_create(mgr, spec, on_answer, &a);
+    for (int i = 0; i < 50; i++)
+        loop_once(loop, false);
+    began = clock_mono_ms();
+    manager_stop(mgr, on_stop, &s);
+    UNTIL(s.calls);
+    assert_in_range(clock_mono_ms() - began, 0, 4000);
+    restart();
+    assert_records("");
+}
+
+/* Target.md 10 no. 35: two tasks for one target share its time, not the login and the options of the first one. */
+static void test_each_login_has_its_own_connection(void **state)
+{
+    struct task_spec *spec = spec_make("t2", "b", "");
+    struct reply a = {0};
+    struct cat_call *c;
+    char *login = base64_encode("other:word", 10);
+
+    (void)state;
+    create("t1", "a");
+    free(spec->token);
+    spec->token = xstrdup("other:word");
+    free(spec->collections[0].db);
+    spec->collections[0].db = xstrdup("d2");
+    manager_create(mgr, spec, on_answer, &a);
+    UNTIL(a.calls);
+    good(a);
+    LIST_FOREACH(c, &cat_calls, entry)
+        if (c->cbs.on_database)
+            c->cbs.on_database(c->arg, 2, "d2", false);
+    UNTIL(database_auth[0]);
+    assert_string_equal(database_auth, login);
+    free(login);
+    database_auth[0] = '\0';
+}
+
 static void test_free_at_any_turn_is_clean(void **state)
 {
     (void)state;
@@ -1423,6 +1475,8 @@ int main(void)
         T(test_cancel_drops_answers_at_once_too),
         T(test_stop_right_after_the_start_ends),
         T(test_stop_waits_for_a_request_under_way),
+        T(test_stop_waits_for_no_target),
+        T(test_each_login_has_its_own_connection),
         T(test_a_failure_while_a_create_is_being_stored_is_answered_once),
         T(test_a_failure_while_a_resume_is_being_stored_is_answered_once),
     };

@@ -296,7 +296,7 @@ static void write_insert(struct model_coll *c, int shard, int key, uint64_t tt)
     c->inserts[shard][key] = xrealloc(c->inserts[shard][key], (*n + 1) * 16);
     c->inserts[shard][key][*n].insert_tt = tt;
     c->inserts[shard][key][(*n)++].value = k->value;
-    put_base(&o, MSG_INSERT, tt);
+    put_base(&o, MSG_INSERT, rnd(2) ? tt : 0); /* that of an upsert has none (source.md 11 no. 2) */
     put_head(&o, c, shard);
     put_tts(&o, tt);
     put_long_field(&o, 101, k->value);
@@ -455,6 +455,16 @@ static struct model_coll *coll_create(const char *name, int n_shards, int first_
     return c;
 }
 
+static void write_drop(struct model_coll *c, int shard, uint64_t tt)
+{
+    struct pb_out o = {0};
+
+    put_base(&o, MSG_DROP_COLLECTION, tt);
+    pb_out_str(&o, 3, c->sc.name);
+    pb_out_u64(&o, 5, (uint64_t)c->sc.id);
+    window_push(channel_of(c, shard), &o);
+}
+
 static void coll_drop(struct model_coll *c, bool message)
 {
     uint64_t tt = next_tt();
@@ -463,13 +473,8 @@ static void coll_drop(struct model_coll *c, bool message)
     c->sc.state = SRC_DROPPING;
     if (cat_cbs.on_collection)
         cat_cbs.on_collection(cat_arg, &c->sc);
-    for (int i = 0; i < (int)c->sc.n_shards && message; i++) {
-        struct pb_out o = {0};
-        put_base(&o, MSG_DROP_COLLECTION, tt);
-        pb_out_str(&o, 3, c->sc.name);
-        pb_out_u64(&o, 5, (uint64_t)c->sc.id);
-        window_push(channel_of(c, i), &o);
-    }
+    for (int i = 0; i < (int)c->sc.n_shards && message; i++)
+        write_drop(c, i, tt);
 }
 
 static void part_create(struct model_coll *c, const char *name, bool silent)
@@ -483,21 +488,26 @@ static void part_create(struct model_coll *c, const char *name, bool silent)
         cat_cbs.on_collection(cat_arg, &c->sc);
 }
 
-static void part_drop(struct model_coll *c, size_t i)
+static void write_part_drop(struct model_coll *c, size_t i, int shard, uint64_t tt)
+{
+    struct pb_out o = {0};
+
+    put_base(&o, MSG_DROP_PARTITION, tt);
+    pb_out_str(&o, 4, c->sc.partitions[i].name);
+    pb_out_u64(&o, 6, (uint64_t)c->sc.id);
+    pb_out_u64(&o, 7, (uint64_t)c->sc.partitions[i].id);
+    window_push(channel_of(c, shard), &o);
+}
+
+static void part_drop(struct model_coll *c, size_t i, bool message)
 {
     uint64_t tt = next_tt();
 
     c->sc.partitions[i].state = SRC_DROPPING;
     if (cat_cbs.on_collection)
         cat_cbs.on_collection(cat_arg, &c->sc);
-    for (int k = 0; k < (int)c->sc.n_shards; k++) {
-        struct pb_out o = {0};
-        put_base(&o, MSG_DROP_PARTITION, tt);
-        pb_out_str(&o, 4, c->sc.partitions[i].name);
-        pb_out_u64(&o, 6, (uint64_t)c->sc.id);
-        pb_out_u64(&o, 7, (uint64_t)c->sc.partitions[i].id);
-        window_push(channel_of(c, k), &o);
-    }
+    for (int k = 0; k < (int)c->sc.n_shards && message; k++)
+        write_part_drop(c, i, k, tt);
 }
 
 /* An operation on the replicate channel; collection "" for one on a database. Returns its time. */
@@ -1057,9 +1067,13 @@ static void commit_now(struct store_batch *b)
         b->done(b->arg, NULL);
     batch_free(b);
 }
+static bool commits_hang;
+
 static void on_commit_timer(void *arg)
 {
     (void)arg;
+    if (commits_hang)
+        return;
     if (!TAILQ_EMPTY(&commits))
         commit_now(TAILQ_FIRST(&commits));
     if (!TAILQ_EMPTY(&commits))
@@ -1831,6 +1845,37 @@ static void stop_and_wait(void)
         spin(1);
 }
 
+/* A registry that is locked by somebody else must not hold up the end. */
+static void test_stop_while_nothing_can_be_stored(void **state)
+{
+    (void)state;
+    rnd_state = 24;
+    coll_create("a", 2, 0, true);
+    write_tick();
+    start_and_wait();
+    for (int i = 0; i < 40; i++) {
+        workload_step();
+        spin(1);
+    }
+    commits_hang = true;
+    for (int i = 0; i < 20; i++) {
+        workload_step();
+        write_tick();
+        spin(3);
+    }
+    uint64_t began = clock_mono_ms();
+    is_stopped = false;
+    repl_task_stop(task, 300, on_stopped, NULL);
+    while (!is_stopped && clock_mono_ms() - began < 5000)
+        spin(1);
+    commits_hang = false;
+    assert_true(is_stopped);
+    assert_in_range(clock_mono_ms() - began, 0, 1500);
+    task_crash();
+    task_make();
+    wait_equal(); /* and nothing is lost or doubled */
+}
+
 #define WAIT(cond)                                                                                \
     do {                                                                                          \
         uint64_t end_ = clock_mono_ms() + 8000;                                                   \
@@ -1859,6 +1904,49 @@ static void test_dropped_while_it_was_made(void **state)
         coll_drop(c, true);
         write_tick();
         task_make();
+        wait_equal();
+        teardown(state);
+        setup(state);
+    }
+}
+
+/* Target.md 10 no. 25: the daemon ends between the drop messages of two shards; the first one's is behind its position. */
+static void test_drop_between_two_shards(void **state)
+{
+    (void)state;
+    for (unsigned seed = 70; seed < 76; seed++) {
+        rnd_state = seed;
+        struct model_coll *c = coll_create("gone", 2, 0, true), *p = coll_create("a", 2, 0, true);
+        struct t_coll *tc = NULL, *tp = NULL;
+        uint64_t tt;
+        write_tick();
+        start_and_wait();
+        part_create(p, "p1", false);
+        row_part = 1;
+        write_insert(p, 0, 1, next_tt());
+        row_part = 0;
+        WAIT((tc = t_by_name("gone")) && (tp = t_by_name("a")) &&
+             target_value(tp, 0, 1) == p->keys[0][1].value);
+        coll_drop(c, false);
+        part_drop(p, 1, false);
+        tt = next_tt();
+        write_drop(c, 0, tt);
+        write_part_drop(p, 1, 0, tt);
+        WAIT(tc->drop_msg[0] && tp->part_msg[1][0]);
+        for (int i = 0; i < (int)(seed % 3) * 4; i++) {
+            write_tick();
+            spin(3);
+        }
+        if (seed % 2)
+            stop_and_wait();
+        task_crash();
+        task_make();
+        spin(20);
+        assert_true(tc->exists && t_part(tp, "p1"));
+        tt = next_tt(); /* ticks have passed the first one's time on this channel too */
+        write_drop(c, 1, tt);
+        write_part_drop(p, 1, 1, tt);
+        WAIT(!tc->exists && !t_part(tp, "p1"));
         wait_equal();
         teardown(state);
         setup(state);
@@ -1948,12 +2036,12 @@ static void test_partitions_come_and_go(void **state)
         WAIT(target_value(t, 1, (int)round) == c->keys[1][round].value);
         if (round == 2) {
             stop_and_wait();
-            part_drop(c, round);
+            part_drop(c, round, true);
             write_tick();
             task_crash();
             task_make();
         } else {
-            part_drop(c, round);
+            part_drop(c, round, true);
         }
         if (round != 2) /* else the next one of the name is made before the log shows the drop */
             WAIT(!t_part(t, "p"));
@@ -2013,6 +2101,29 @@ static void test_operations_in_order(void **state)
     WAIT(n_applied > 5);
     expect_applied(5, want, 1);
     wait_equal();
+}
+
+/* Target.md 10 no. 8: the position moves on over operations that are not the task's, too. */
+static void test_position_passes_what_is_not_replicated(void **state)
+{
+    (void)state;
+    rnd_state = 36;
+    coll_create("a", 1, 0, true);
+    coll_create("xignored", 1, 1, true);
+    write_tick();
+    start_and_wait();
+    for (int i = 0; i < 5; i++)
+        (void)write_op(MSG_LOAD_COLLECTION, "default", "xignored", NULL);
+    (void)write_op(1500, "", "", NULL);
+    for (int i = 0; i < 10; i++) {
+        write_tick();
+        spin(5);
+    }
+    stop_and_wait();
+    size_t ck = ck_find("replicate", "");
+    assert_true(ck < n_st_ckpt);
+    assert_true(st_ckpt[ck].done.minor == topics[N_SRC].msgs[topics[N_SRC].n - 1].id);
+    assert_int_equal(n_applied, 0);
 }
 
 /* What the target refuses for now is tried again, shows, and holds no row back. */
@@ -2251,11 +2362,13 @@ int main(void)
         T(test_accepted_gap),
         T(test_wrong_queue),
         T(test_dropped_while_it_was_made),
+        T(test_drop_between_two_shards),
         T(test_partition_of_a_dropped_collection),
         T(test_partition_made_while_the_task_does_not_run),
         T(test_partition_made_at_once),
         T(test_partitions_come_and_go),
         T(test_operations_in_order),
+        T(test_position_passes_what_is_not_replicated),
         T(test_an_operation_that_waits_holds_no_rows),
         T(test_an_operation_refused_for_good_stops_the_task),
         T(test_operations_after_crashes),
@@ -2263,6 +2376,7 @@ int main(void)
         T(test_databases_are_made),
         T(test_what_cannot_be_read_stops_the_task),
         T(test_stop_stores_everything),
+        T(test_stop_while_nothing_can_be_stored),
     };
     int failed;
 

@@ -201,6 +201,7 @@ static const struct {
      ERR_INVALID, "same target default.b"},
     /* others */
     {WITH("'extra_info':{'enable_user_role':true}"), ERR_UNSUPPORTED, "enable_user_role"},
+    {WITH("'positions':{'p':'CgFwEgEB'}"), ERR_UNSUPPORTED, "collection_infos[].positions"},
     {WITH("'task_id':'a\\nb'"), ERR_INVALID, "control character"},
     {WITH("'task_id':'" A257 "'"), ERR_INVALID, "task_id has 257 bytes"},
     /* types */
@@ -310,7 +311,7 @@ static void certificates_and_switches_are_taken(void **state)
         "{'milvus_connect_param':{'uri':'https://h:1','ignore_partition':true,'connect_timeout':7,"
         "'channel_num':16,'dial_config':{'server_name':'n','server_pem_path':'/s','ca_pem_path':'/a',"
         "'client_pem_path':'/c','client_key_path':'/k'}}," ONE ",'disable_auto_start':true,"
-        "'keep_queryable':true,'buffer_config':{'period':1,'size':2},'positions':{'ignored':7},"
+        "'keep_queryable':true,'buffer_config':{'period':1,'size':2},'positions':{},"
         "'extra_info':{'enable_user_role':false},'kafka_connect_param':{'address':'','sasl':{}},"
         "'rpc_channel_info':{'name':'by-dev-replicate-msg'},'unknown':[1]}");
 
