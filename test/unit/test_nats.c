@@ -662,6 +662,56 @@ static void a_paused_reader_asks_for_nothing(void **state)
     rec_close(&rec);
 }
 
+static void a_consumer_that_may_have_expired_is_made_again(void **state)
+{
+    (void)state;
+    hold(1, 9);
+    rec_open(&rec, "t", 0);
+    WAIT_FOR(fake.n_fetches == 1);
+    fake_deliver(&fake, 1, 1, 1, 8);
+    WAIT_FOR(rec.last == 1);
+    wal->ops->pause(rec.r);
+    rec.r->fetched_ms -= 50000; /* so long ago */
+    wal->ops->resume(rec.r);
+    WAIT_FOR(fake.consumers == 2 && fake.deletes == 1);
+    assert_non_null(strstr(fake.last_create, "\"opt_start_seq\":2"));
+    fake_deliver(&fake, 2, 2, 1, 0);
+    WAIT_FOR(rec.last == 2);
+    assert_int_equal(rec.troubles, 0);
+    rec_close(&rec);
+}
+
+/* Above its limit of memory a paused reader drops what comes, and reads it again later. */
+static void paused_readers_hold_a_bounded_amount(void **state)
+{
+    char data[40001], reply[80];
+    struct err err;
+
+    (void)state;
+    nats_close(wal);
+    wal = nats_open(loop, &(struct nats_options){.address = fake.address, .fetch_bytes = 64 << 10}, &err);
+    hold(1, 9);
+    rec_open(&rec, "t", 0);
+    WAIT_FOR(fake.n_fetches == 1);
+    wal->ops->pause(rec.r);
+    memset(data, 'x', sizeof(data) - 1);
+    data[sizeof(data) - 1] = 0;
+    for (int i = 1; i <= 3; i++) {
+        snprintf(reply, sizeof(reply), "$JS.ACK.t.C1.1.%d.%d.17.%d", i, i, 9 - i);
+        fake_msg(&fake, "t", reply, data);
+    }
+    WAIT_FOR(fake.deletes == 1);
+    assert_int_equal(rec.batches, 0);
+    wal->ops->resume(rec.r);
+    WAIT_FOR(rec.count == 1 && fake.consumers == 2);
+    assert_non_null(strstr(fake.last_create, "\"opt_start_seq\":2"));
+    rec.bad = false; /* its content was not as on_batch() expects it */
+    fake_deliver(&fake, 2, 2, 1, 7);
+    WAIT_FOR(rec.last == 2);
+    assert_int_equal(rec.troubles, 0);
+    rec_close(&rec);
+}
+
 static void a_cut_in_the_middle_of_a_message(void **state)
 {
     (void)state;
@@ -868,6 +918,8 @@ int main(void)
         T(fetches_overlap_and_expire),
         T(the_budget_is_kept),
         T(a_paused_reader_asks_for_nothing),
+        T(a_consumer_that_may_have_expired_is_made_again),
+        T(paused_readers_hold_a_bounded_amount),
         T(a_cut_in_the_middle_of_a_message),
         T(a_server_that_is_away),
         T(a_log_shorter_than_what_was_read_is_lost),
