@@ -417,6 +417,10 @@ struct wal_reader *kreader_new(struct kafka *w, const char *topic, const struct 
     r->arg = arg;
     r->earliest = where->earliest || wal_pos_is_none(where->pos);
     r->next = r->earliest ? 0 : (int64_t)(where->pos.minor - 1);
+    if (where->handled && !r->earliest) { /* as if it had just been delivered */
+        r->begun = true;
+        r->next++;
+    }
     r->hole = -1;
     r->heard_ms = clock_mono_ms();
     r->client = free_client(w, topic);

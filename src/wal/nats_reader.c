@@ -600,6 +600,10 @@ void nats_reader_init(struct wal_reader *r, struct nats_port *w, const char *top
     r->topic = xstrdup(topic);
     r->exact = !start->earliest;
     r->seq = start->earliest ? 0 : start->pos.minor;
+    if (start->handled && !start->earliest) { /* as if it had just been delivered */
+        r->begun = true;
+        r->seq++;
+    }
     r->backoff = (struct backoff)BACKOFF_INIT(LOOK_MIN_MS, LOOK_MAX_MS);
     timer_init(&r->timer, w->loop, LOOP_PRIO_NORMAL, on_timer, r);
 }
