@@ -40,9 +40,10 @@ void loop_defer(struct loop *l, loop_fn fn, void *arg);
 /* A one-shot timer embedded in its owner. */
 struct timer {
     struct loop *loop;
-    void *ev;
+    void *ev; /* NULL until it is first set */
     loop_fn fn;
     void *arg;
+    enum loop_prio prio;
 };
 
 void timer_init(struct timer *t, struct loop *l, enum loop_prio prio, loop_fn fn, void *arg);

@@ -205,13 +205,15 @@ def unpack_milvus():
 
 class Milvus(Process):
     """
-    A standalone server on RocksMQ. etcd: "host:port" of a shared one, or None for the embedded one on
-    127.0.0.1:2379. standby: it takes data from a replicator only. channels: physical channels (None: its default,
-    16). config: a function that may change the loaded milvus.yaml.
+    A standalone server. etcd: "host:port" of a shared one, or None for the embedded one on 127.0.0.1:2379. standby: it
+    takes data from a replicator only. channels: physical channels (None: its default, 16). config: a function that may
+    change the loaded milvus.yaml. queue: of queues.py, None: RocksMQ.
     """
 
-    def __init__(self, name, folder, etcd=None, standby=False, channels=None, proxy_port=None, keep=False, config=None):
+    def __init__(self, name, folder, etcd=None, standby=False, channels=None, proxy_port=None, keep=False, config=None,
+                 queue=None):
         super().__init__(name, folder, keep)
+        self.queue = queue
         self.standby, self.embedded = standby, etcd is None
         self.etcd = etcd or "127.0.0.1:2379"
         self.root_path = self.cluster = "by-dev" if self.embedded else name
@@ -246,6 +248,8 @@ class Milvus(Process):
         if channels:
             y.setdefault("rootCoord", {})["dmlChannelNum"] = channels
         y.setdefault("log", {})["level"] = "warn"
+        if self.queue:
+            self.queue.configure(y, self)
         if change:
             change(y)
         path.write_text(yaml.safe_dump(y))
@@ -292,7 +296,7 @@ class Cdc(Process):
             "registry": {"type": "sqlite", "path": str(self.dir / "cdc.db")},
             "sourceConfig": {
                 "etcd": {"address": [source.etcd], "rootPath": source.root_path, "metaSubPath": "meta"},
-                "rocksmq": {"path": str(source.rocksmq)},
+                **(source.queue.cdc(source) if source.queue else {"rocksmq": {"path": str(source.rocksmq)}}),
                 "replicateChan": source.replicate_channel,
             },
             **settings,

@@ -16,12 +16,15 @@ enum { TYPE_HISTOGRAM = METRIC_GAUGE + 1 };
 static const unsigned bounds_ms[] = {1, 2, 4, 8, 16, 32, 64, 128};
 enum { N_BOUNDS = sizeof(bounds_ms) / sizeof(bounds_ms[0]) };
 
-struct series {
-    struct metric m; /* of a histogram: the sum */
+struct histogram {
     uint64_t count;
     uint64_t buckets[N_BOUNDS]; /* each observation in one only; summed up when rendered */
-    struct metric_label *labels;
-    char *text; /* a="x",b="y", escaped; the key */
+};
+
+struct series {
+    struct metric m;     /* of a histogram: the sum */
+    struct histogram *h; /* NULL: a counter or gauge, of which there are many */
+    char *text;          /* a="x",b="y", escaped; the key */
     UT_hash_handle hh;
 };
 
@@ -67,21 +70,6 @@ static char *labels_text(const struct metric_label *labels)
     return text;
 }
 
-static struct metric_label *labels_copy(const struct metric_label *labels)
-{
-    struct metric_label *copy;
-    size_t n = 0;
-
-    while (labels && labels[n].name)
-        n++;
-    copy = xcalloc(n + 1, sizeof(*copy));
-    for (size_t i = 0; i < n; i++) {
-        copy[i].name = xstrdup(labels[i].name);
-        copy[i].value = xstrdup(labels[i].value ? labels[i].value : "");
-    }
-    return copy;
-}
-
 static struct family *family_get(int type, const char *name, const char *help)
 {
     struct family *f;
@@ -111,7 +99,8 @@ static struct series *series_get(int type, const char *name, const char *help,
     }
     s = xcalloc(1, sizeof(*s));
     s->text = text;
-    s->labels = labels_copy(labels);
+    if (type == TYPE_HISTOGRAM)
+        s->h = xcalloc(1, sizeof(*s->h));
     HASH_ADD_KEYPTR(hh, f->series, s->text, strlen(s->text), s);
     return s;
 }
@@ -127,11 +116,11 @@ void metric_observe_ms(const char *name, const char *help, const struct metric_l
 {
     struct series *s = series_get(TYPE_HISTOGRAM, name, help, labels);
 
-    s->count++;
+    s->h->count++;
     s->m.value += ms;
     for (size_t i = 0; i < N_BOUNDS; i++) {
         if (ms <= bounds_ms[i]) {
-            s->buckets[i]++;
+            s->h->buckets[i]++;
             return;
         }
     }
@@ -140,20 +129,22 @@ void metric_observe_ms(const char *name, const char *help, const struct metric_l
 static void series_free(struct family *f, struct series *s)
 {
     HASH_DEL(f->series, s);
-    for (struct metric_label *l = s->labels; l->name; l++) {
-        free((char *)l->name);
-        free((char *)l->value);
-    }
-    free(s->labels);
+    free(s->h);
     free(s->text);
     free(s);
 }
 
-static bool has_label(const struct series *s, const char *name, const char *value)
+/* label: name="value". A quote inside a value is escaped, so what is found begins where a label does. */
+static bool has_label(const struct series *s, const char *label)
 {
-    for (const struct metric_label *l = s->labels; l->name; l++)
-        if (strcmp(l->name, name) == 0 && strcmp(l->value, value) == 0)
+    size_t len = strlen(label);
+    const char *p = s->text;
+
+    while ((p = strstr(p, label))) {
+        if ((p == s->text || p[-1] == ',') && (p[len] == ',' || p[len] == '\0'))
             return true;
+        p++;
+    }
     return false;
 }
 
@@ -161,15 +152,17 @@ void metric_remove_matching(const char *name, const char *value)
 {
     struct family *f, *next_f;
     struct series *s, *next_s;
+    char *label = labels_text(METRIC_LABELS({name, value}));
 
     HASH_ITER(hh, families, f, next_f)
     {
         HASH_ITER(hh, f->series, s, next_s)
         {
-            if (has_label(s, name, value))
+            if (has_label(s, label))
                 series_free(f, s);
         }
     }
+    free(label);
 }
 
 static void put_number(struct evbuffer *out, double v)
@@ -204,17 +197,17 @@ static void render_histogram(struct evbuffer *out, const struct family *f, const
     char le[16];
 
     for (size_t i = 0; i < N_BOUNDS; i++) {
-        below += s->buckets[i];
+        below += s->h->buckets[i];
         snprintf(le, sizeof(le), "%u", bounds_ms[i]);
         put_name(out, f, "_bucket", s, le);
         put_number(out, (double)below);
     }
     put_name(out, f, "_bucket", s, "+Inf");
-    put_number(out, (double)s->count);
+    put_number(out, (double)s->h->count);
     put_name(out, f, "_sum", s, NULL);
     put_number(out, s->m.value);
     put_name(out, f, "_count", s, NULL);
-    put_number(out, (double)s->count);
+    put_number(out, (double)s->h->count);
 }
 
 static void render_family(struct evbuffer *out, const struct family *f)

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "api/server.h"
@@ -16,20 +15,16 @@
 #include "base/mem.h"
 #include "base/metric.h"
 #include "daemon/config.h"
+#include "daemon/queue.h"
 #include "loop/loop.h"
 #include "milvus/catalog.h"
 #include "milvus/etcd.h"
 #include "registry/registry.h"
 #include "task/manager.h"
-#include "wal/rocksmq.h"
-#include "wal/share.h"
 
 #ifndef MILVUS_CDC_VERSION
 #define MILVUS_CDC_VERSION "unknown"
 #endif
-
-/* Kept of one channel while its tasks are apart: two of the queue's largest batches. */
-#define SHARE_WINDOW_BYTES (2u << 20)
 
 struct daemon {
     struct loop *loop;
@@ -37,8 +32,8 @@ struct daemon {
     struct registry *registry;
     struct etcd_client *etcd;
     struct catalog *catalog;
-    struct wal_port *queue, *wal; /* wal: the queue with shared readers */
-    char *wal_dir; /* info log of the secondary RocksDB instance */
+    struct queue_search *search;
+    struct queue *queue;
     struct manager *manager;
     struct api_server *api;
     struct event *sigterm, *sigint;
@@ -58,8 +53,8 @@ static const char usage[] =
     "  --version        prints the version\n"
     "  --help           prints this text\n"
     "\n"
-    "Source:  Milvus 2.3 to 2.5 with RocksMQ (a default standalone server) on this machine's file system;\n"
-    "         metadata from its etcd.\n"
+    "Source:  Milvus 2.3 to 2.5 on Kafka, Pulsar, NATS (natsmq), or RocksMQ (a default standalone server,\n"
+    "         on this machine's file system); metadata from its etcd.\n"
     "Target:  a standby Milvus (common.ttMsgEnabled: false).\n"
     "Signals: SIGTERM and SIGINT stop reading, let the writes in flight finish, store checkpoints; exit code 0.\n"
     "Logs:    standard error, logfmt.\n"
@@ -85,15 +80,18 @@ static void on_signal(evutil_socket_t sig, short what, void *arg)
     log_info("daemon", "stopping", KS("signal", strsignal((int)sig)));
     api_stop(d->api);
     d->api = NULL;
-    manager_stop(d->manager, on_stopped, d);
+    if (d->manager)
+        manager_stop(d->manager, on_stopped, d);
+    else
+        loop_stop(d->loop);
 }
 
 static void release(struct daemon *d)
 {
     api_stop(d->api);
     manager_free(d->manager);
-    share_close(d->wal);
-    rocksmq_close(d->queue);
+    queue_search_cancel(d->search);
+    queue_close(d->queue);
     if (d->catalog)
         catalog_close(d->catalog);
     if (d->etcd)
@@ -106,7 +104,6 @@ static void release(struct daemon *d)
         event_free(d->sigint);
     loop_free(d->loop);
     config_free(d->config);
-    free(d->wal_dir);
     metric_clear();
 }
 
@@ -131,19 +128,6 @@ static int open_etcd(struct daemon *d, struct err *err)
     return 0;
 }
 
-static int open_wal(struct daemon *d, struct err *err)
-{
-    if (!d->config->rocksmq_path)
-        return err_set(err, ERR_INVALID, ERRC_USER,
-                       "sourceConfig.rocksmq.path is not set: it is the folder of the source's rocksmq (rocksmq.path in its "
-                       "milvus.yaml, by default <data dir>/rdb_data or <data dir>/data/rocksmq)");
-    d->wal_dir = xasprintf("%s.rocksmq", d->config->registry_path);
-    (void)mkdir(d->wal_dir, 0700); /* what is wrong with it shows when it is used */
-    d->queue = rocksmq_open(d->loop, d->config->rocksmq_path, d->wal_dir);
-    d->wal = share_open(d->loop, d->queue, SHARE_WINDOW_BYTES);
-    return 0;
-}
-
 static void on_ready(void *arg, const struct err *err)
 {
     struct daemon *d = arg;
@@ -155,6 +139,46 @@ static void on_ready(void *arg, const struct err *err)
     loop_stop(d->loop);
 }
 
+/* Everything that needs the queue. */
+static int start_tasks(struct daemon *d, struct err *err)
+{
+    d->queue = queue_open(d->loop, d->config, err);
+    if (!d->queue)
+        return err->code;
+    d->manager = manager_new(&(struct manager_deps){.loop = d->loop,
+                                                    .config = d->config,
+                                                    .registry = d->registry,
+                                                    .catalog = d->catalog,
+                                                    .wal = queue_port(d->queue),
+                                                    .daemon_id = d->id});
+    d->api = api_start(d->loop, d->config, d->manager, err);
+    if (!d->api)
+        return err->code;
+    manager_start(d->manager, on_ready, d);
+    log_info("daemon", "started", KS("version", MILVUS_CDC_VERSION), KS("address", d->config->address),
+             KI("port", api_port(d->api)), KI("pid", getpid()));
+    return 0;
+}
+
+static void fail(struct daemon *d, const struct err *err)
+{
+    log_error("daemon", "cannot start", KS("error", err->text));
+    d->exit_code = 1;
+    loop_stop(d->loop);
+}
+
+static void on_queue_found(void *arg, const struct err *err)
+{
+    struct daemon *d = arg;
+    struct err e;
+
+    d->search = NULL;
+    if (err)
+        fail(d, err);
+    else if (start_tasks(d, &e))
+        fail(d, &e);
+}
+
 static int start(struct daemon *d, struct err *err)
 {
     char host[64] = "";
@@ -162,20 +186,11 @@ static int start(struct daemon *d, struct err *err)
     (void)gethostname(host, sizeof(host) - 1); /* a name to tell daemons apart; empty is fine */
     snprintf(d->id, sizeof(d->id), "%s:%s", host, d->config->address);
     d->registry = registry_sqlite_open(d->loop, d->config->registry_path, err);
-    if (!d->registry)
+    if (!d->registry || open_etcd(d, err))
         return err->code;
-    if (open_wal(d, err) || open_etcd(d, err))
-        return err->code;
-    d->manager = manager_new(&(struct manager_deps){.loop = d->loop,
-                                                    .config = d->config,
-                                                    .registry = d->registry,
-                                                    .catalog = d->catalog,
-                                                    .wal = d->wal,
-                                                    .daemon_id = d->id});
-    d->api = api_start(d->loop, d->config, d->manager, err);
-    if (!d->api)
-        return err->code;
-    manager_start(d->manager, on_ready, d);
+    if (d->config->queue != QUEUE_DETECT)
+        return start_tasks(d, err);
+    d->search = queue_search_start(d->loop, d->config, on_queue_found, d);
     return 0;
 }
 
@@ -197,11 +212,8 @@ static int run(struct config *config)
     d.loop = loop_new();
     catch_signals(&d);
     if (start(&d, &err)) {
-        log_error("daemon", "cannot start", KS("error", err.text));
-        d.exit_code = 1;
+        fail(&d, &err);
     } else {
-        log_info("daemon", "started", KS("version", MILVUS_CDC_VERSION), KS("address", config->address),
-                 KI("port", api_port(d.api)), KI("pid", getpid()));
         loop_run(d.loop);
         log_info("daemon", "stopped");
     }

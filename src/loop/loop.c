@@ -175,9 +175,14 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
 
 void timer_init(struct timer *t, struct loop *l, enum loop_prio prio, loop_fn fn, void *arg)
 {
-    *t = (struct timer){.loop = l, .fn = fn, .arg = arg};
-    t->ev = must(evtimer_new(l->base, on_timer, t), "timer");
-    event_priority_set(t->ev, (int)prio);
+    *t = (struct timer){.loop = l, .fn = fn, .arg = arg, .prio = prio};
+}
+
+/* Many objects never use theirs, and an event is large. */
+static void make_event(struct timer *t)
+{
+    t->ev = must(evtimer_new(t->loop->base, on_timer, t), "timer");
+    event_priority_set(t->ev, (int)t->prio);
 }
 
 void timer_set(struct timer *t, uint64_t ms)
@@ -185,7 +190,9 @@ void timer_set(struct timer *t, uint64_t ms)
     struct timeval tv = {.tv_sec = (time_t)(ms / 1000),
                          .tv_usec = (suseconds_t)(ms % 1000 * 1000)};
 
-    assert(t->ev);
+    assert(t->loop);
+    if (!t->ev)
+        make_event(t);
     if (event_add(t->ev, &tv) < 0)
         must(NULL, "timer");
 }

@@ -78,7 +78,7 @@ SSL_CTX *tls_client_ctx(const struct tls_options *o, struct err *err)
         goto fail;
     }
     if (!ctx || SSL_CTX_set_min_proto_version(ctx, version) != 1 ||
-        SSL_CTX_set_alpn_protos(ctx, alpn, sizeof(alpn)) != 0) {
+        (!o->no_alpn && SSL_CTX_set_alpn_protos(ctx, alpn, sizeof(alpn)) != 0)) {
         err_set(err, ERR_INTERNAL, ERRC_RETRY, "TLS: OpenSSL has no memory");
         goto fail;
     }
@@ -119,6 +119,15 @@ SSL *tls_client_session(SSL_CTX *ctx, const char *name)
         return ssl;
     SSL_free(ssl);
     return NULL;
+}
+
+SSL *tls_client_session_any(SSL_CTX *ctx, const char *name)
+{
+    SSL *ssl = SSL_new(ctx);
+
+    if (ssl && !is_address(name))
+        (void)SSL_set_tlsext_host_name(ssl, name); /* a hint for the server */
+    return ssl;
 }
 
 bool tls_chose_h2(const SSL *ssl)

@@ -75,19 +75,24 @@ struct coll *coll_alloc(struct repl_task *t, int64_t id, size_t n_shards)
 }
 
 /* Rows read carry the source's id, rows written the target's, as the Go implementation's do. */
-static void coll_metrics(struct coll *c)
+static struct metric *rows_metric(const struct coll *c, bool written, bool delete)
 {
-    static const char *const op[] = {"read", "write"}, *const api[] = {"insert", "delete"};
     char id[24];
 
-    for (int i = 0; i < 2; i++)
-        for (int k = 0; k < 2; k++) {
-            snprintf(id, sizeof(id), "%lld", (long long)(i ? c->dst_id : c->id));
-            c->m_rows[i][k] = metric_get(METRIC_COUNTER, "milvus_cdc_replicate_data_cnt", "rows",
-                                         METRIC_LABELS({"task_id", c->task->o.id}, {"collection_id", id},
-                                                       {"collection_name", i ? c->dst_name : c->name},
-                                                       {"op_type", op[i]}, {"api_type", api[k]}));
-        }
+    snprintf(id, sizeof(id), "%lld", (long long)(written ? c->dst_id : c->id));
+    return metric_get(METRIC_COUNTER, "milvus_cdc_replicate_data_cnt", "rows",
+                      METRIC_LABELS({"task_id", c->task->o.id}, {"collection_id", id},
+                                    {"collection_name", written ? c->dst_name : c->name},
+                                    {"op_type", written ? "write" : "read"}, {"api_type", delete ? "delete" : "insert"}));
+}
+
+void coll_count(struct coll *c, bool written, bool delete, uint64_t rows)
+{
+    struct metric **m = &c->m_rows[written][delete];
+
+    if (!*m)
+        *m = rows_metric(c, written, delete);
+    (*m)->value += (double)rows;
 }
 
 struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m,
@@ -381,7 +386,6 @@ static void coll_mapped(struct coll *c)
         c->state = any_shard_dropped(c) ? COLL_DROPPING : COLL_ACTIVE;
         if (c->state == COLL_DROPPING)
             c->task->drops_open++;
-        coll_metrics(c);
         log_info("repl", "collection is mapped", KS("task", c->task->o.id), KS("db", c->db), KS("collection", c->name),
                  KI("id", c->id), KI("target_id", c->dst_id), KU("shards", c->n_shards));
     }

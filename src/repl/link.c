@@ -193,8 +193,8 @@ static void count_read(struct link *l, const struct item *it)
 
     if (it->kind != ITEM_ROWS)
         return;
-    l->m_bytes[0][del]->value += (double)it->len;
-    it->coll->m_rows[0][del]->value += (double)it->head.num_rows;
+    link_count(l, false, del, it->len);
+    coll_count(it->coll, false, del, it->head.num_rows);
 }
 
 void link_add(struct link *l, struct item *it)
@@ -215,6 +215,7 @@ static void queue_tick(struct link *l, struct wal_pos pos, uint64_t tt)
 {
     struct item *it = l->tick;
 
+    tchan_on_link_tick(l->tchan, l);
     if (!it) {
         it = item_new(ITEM_TICK, l);
         it->tt = tt;
@@ -252,7 +253,7 @@ void link_on_tick(struct link *l, struct wal_pos pos, uint64_t tt)
     if (tt < l->tick_read || (link_has(l, pos) && l->mode == LINK_LIVE))
         return; /* ticks may repeat; after a restart older ones are read again */
     l->m_read_tt->value = (double)tt_to_ms(tt);
-    l->m_bytes[0][2]->value += TICK_BYTES;
+    link_count(l, false, 2, TICK_BYTES);
     if (l->mode == LINK_CATCHUP) {
         catch_up(l, pos, tt);
     } else {
@@ -271,18 +272,16 @@ static struct metric *tt_metric(const struct link *l, const char *op)
                                     {"op_type", op}));
 }
 
-static void link_metrics(struct link *l)
+void link_count(struct link *l, bool written, unsigned type, size_t bytes)
 {
-    static const char *const op[] = {"read", "write"}, *const type[] = {"Insert", "Delete", "TimeTick"};
+    static const char *const types[] = {"Insert", "Delete", "TimeTick"};
+    struct metric **m = &l->m_bytes[written][type];
 
-    l->m_read_tt = tt_metric(l, "read");
-    l->m_write_tt = tt_metric(l, "write");
-    for (int i = 0; i < 2; i++)
-        for (int k = 0; k < 3; k++)
-            l->m_bytes[i][k] = metric_get(METRIC_COUNTER, "milvus_cdc_replicate_data_size", "bytes of WAL messages",
-                                          METRIC_LABELS({"task_id", l->stream->task->o.id},
-                                                        {"vchannel_name", l->stream->channel}, {"op_type", op[i]},
-                                                        {"msg_type", type[k]}));
+    if (!*m)
+        *m = metric_get(METRIC_COUNTER, "milvus_cdc_replicate_data_size", "bytes of WAL messages",
+                        METRIC_LABELS({"task_id", l->stream->task->o.id}, {"vchannel_name", l->stream->channel},
+                                      {"op_type", written ? "write" : "read"}, {"msg_type", types[type]}));
+    (*m)->value += (double)bytes;
 }
 
 /* Positions for a link that never ran: it begins where its stream is, or where the stream will begin. */
@@ -332,7 +331,8 @@ struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt
         start_at_stream(l);
     }
     begin_catchup(l);
-    link_metrics(l);
+    l->m_read_tt = tt_metric(l, "read");
+    l->m_write_tt = tt_metric(l, "write");
     LIST_INSERT_HEAD(&s->links, l, of_stream);
     tchan_attach(tc, l);
     if (in_repair(l)) {
@@ -364,7 +364,7 @@ void link_reset(struct link *l)
 void link_restart(struct link *l)
 {
     l->sent = wal_pos_cmp(l->maybe, l->done) > 0 ? l->maybe : l->done;
-    l->dirty = true;
+    l->dirty = l->ticked = true;
     begin_catchup(l);
 }
 

@@ -26,6 +26,12 @@
 #include "repl/port.h"
 #include "repl/task.h"
 
+/* Most tables here are the partitions of a collection: one. They grow as they need. */
+#undef HASH_INITIAL_NUM_BUCKETS
+#undef HASH_INITIAL_NUM_BUCKETS_LOG2
+#define HASH_INITIAL_NUM_BUCKETS 4U
+#define HASH_INITIAL_NUM_BUCKETS_LOG2 2U
+
 /* A TimeTick message of 2.3.5 (source.md 5), for the metrics. */
 #define TICK_BYTES 17
 
@@ -82,7 +88,9 @@ struct link {
     struct wal_pos start, done, sent, op;
     uint64_t start_tt, done_tt, sent_tt, retimed_tt, op_tt;
     char *target_pos;
-    bool dirty;               /* differs from what was stored */
+    bool dirty;               /* more than ticks differs from what was stored */
+    bool ticked;              /* anything does */
+    size_t range;             /* its place in the request being built, if it has one there */
     struct wal_pos maybe;     /* what was really sent: the target may have everything up to here */
     uint64_t row_max;         /* greatest time of a row on the target channel by this link */
 
@@ -101,7 +109,7 @@ struct link {
     uint64_t last_src_tt;     /* of the last re-timed item, with retimed_tt its new time */
     bool group_open;          /* the last built item has retime_more */
     struct metric *m_read_tt, *m_write_tt;
-    struct metric *m_bytes[2][3]; /* read, write; insert, delete, tick */
+    struct metric *m_bytes[2][3]; /* read, write; insert, delete, tick. NULL until there is one */
 };
 LIST_HEAD(link_list, link);
 
@@ -131,6 +139,7 @@ struct req_range {
     struct wal_pos ack, doubt, op, tick_pos, maybe_before;
     uint64_t tick_tt, op_tt, max_tt;
     bool has_rows;
+    bool note;         /* it is stored before the request is sent */
     bool voided; /* a request before it failed: its link's messages are in doubt even when this one is confirmed */
 };
 
@@ -177,6 +186,8 @@ struct tchan {
     uint64_t tick_maybe;       /* greatest tick that the target may have seen */
     uint64_t row_built;        /* greatest row time in a request since the last tick: it is not visible yet */
     uint64_t last_tick_ms;     /* monotonic, when a tick was last built */
+    uint64_t low_tick;         /* so many links hold the channel's tick down to this; 0 links: not known */
+    size_t low_links;
     struct timer tick_timer, retry_timer, skip_timer;
     struct store *load_store;  /* the tick is being asked for here */
     struct backoff backoff;
@@ -200,6 +211,7 @@ struct repl_hub {
     struct repl_budget *budget;
     struct tchan *tchans;
     int64_t msg_id_seq;        /* ids for messages that we make or repeat */
+    uint64_t confirmed;        /* requests */
 };
 
 struct tchan *hub_tchan(struct repl_hub *h, const char *name);
@@ -214,6 +226,8 @@ void tchan_detach(struct tchan *tc, struct link *l);
 /* Something sent before is in doubt: it may still be at work in the target. Sends nothing for a moment. */
 void tchan_quarantine(struct tchan *tc);
 void tchan_queue(struct tchan *tc, struct item *take);
+/* The link's tick is about to move forward. */
+void tchan_on_link_tick(struct tchan *tc, const struct link *l);
 /* Drops the link's items that are in no request yet. */
 void tchan_unqueue(struct tchan *tc, struct link *l);
 /* Is a message of the collection in a request that is not answered yet? */
@@ -342,9 +356,12 @@ struct coll {
     struct timer retry;
     struct backoff backoff;
     char *trouble;
-    struct metric *m_rows[2][2]; /* read, written; insert, delete */
+    struct metric *m_rows[2][2]; /* read, written; insert, delete. NULL until there is one: most are idle */
 };
 
+/* Counts rows that were read (or written) in a message of so many bytes. */
+void coll_count(struct coll *c, bool written, bool delete, uint64_t rows);
+void link_count(struct link *l, bool written, unsigned type, size_t bytes);
 struct coll *coll_ref(struct coll *c);
 void coll_unref(struct coll *c);
 
@@ -415,11 +432,6 @@ void dbs_free(struct repl_task *t);
 
 enum run_state { RUN_NEW, RUN_LOADING, RUN_JOINING, RUN_RUNNING, RUN_STOPPING, RUN_STOPPED };
 
-struct ignored_id {
-    UT_hash_handle hh;
-    int64_t id;
-};
-
 /* The first start asks for the end of each topic that somebody joins at. */
 struct join_topic {
     UT_hash_handle hh;
@@ -436,7 +448,8 @@ struct repl_task {
     enum run_state state;
     struct stream *streams;
     struct coll *colls;
-    struct ignored_id *ignored;
+    int64_t *ignored;           /* ids of collections that are not the task's, sorted: each of the source may be here */
+    size_t n_ignored, cap_ignored;
     struct ops *ops;
     LIST_HEAD(, db) dbs;
     void *catalog_sub;
@@ -445,6 +458,9 @@ struct repl_task {
     unsigned drops_open;        /* collections and partitions whose drop is not finished */
     uint64_t sync_round;        /* completed syncs, so that a stall knows that its question was answered */
     size_t held;                /* bytes of messages in memory */
+    uint64_t counted;           /* number of the last request that was counted */
+    struct metric *m_requests;
+    uint64_t ticks_stored_ms;   /* monotonic, when progress by ticks alone was last stored */
     struct timer ckpt_timer, start_timer, stop_timer, kick_timer, fatal_timer;
     struct backoff start_backoff;
     store_done_fn started;
@@ -480,6 +496,8 @@ void task_kick_waiting(struct repl_task *t);
 bool task_take_ckpt(struct repl_task *t, const char *src, const char *dst, struct repl_ckpt *ret);
 /* One more call to the target that succeeded, in milvus_cdc_api_execute_total. */
 void task_count_call(struct repl_task *t, const char *api_type);
+/* The same for a request with messages, once for each number. */
+void task_count_request(struct repl_task *t, uint64_t number);
 void ckpt_release(struct repl_ckpt *c);
 /* Replaces a text; NULL clears it. */
 void set_text(char **slot, const char *text);

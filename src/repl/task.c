@@ -6,11 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "repl/priv.h"
 
 #define CKPT_MS 1000
+/* Ticks that were confirmed and not stored are only read again: an idle channel is stored this seldom. */
+#define CKPT_TICKS_MS 10000
 #define STOP_STORE_MS 1000 /* so long the last checkpoints may take */
 
 static void start_step(struct repl_task *t);
@@ -61,6 +64,17 @@ void task_count_call(struct repl_task *t, const char *api_type)
         ->value++;
 }
 
+void task_count_request(struct repl_task *t, uint64_t number)
+{
+    if (t->counted == number)
+        return;
+    t->counted = number;
+    if (!t->m_requests)
+        t->m_requests = metric_get(METRIC_COUNTER, "milvus_cdc_api_execute_total", "calls to the target that succeeded",
+                                   METRIC_LABELS({"task_id", t->o.id}, {"api_type", "ReplicateMessage"}));
+    t->m_requests->value++;
+}
+
 /* ---- memory --------------------------------------------------------------------------------------- */
 
 void task_hold(struct repl_task *t, size_t bytes)
@@ -80,23 +94,44 @@ bool task_over_budget(const struct repl_task *t)
 
 /* ---- collections ------------------------------------------------------------------------------------ */
 
+/* Where id is or belongs. New collections have greater ids, so mostly that is the end. */
+static size_t ignored_place(const struct repl_task *t, int64_t id)
+{
+    size_t lo = 0, hi = t->n_ignored;
+
+    if (hi > 0 && t->ignored[hi - 1] < id)
+        return hi;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+
+        if (t->ignored[mid] < id)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
 bool task_ignores(const struct repl_task *t, int64_t id)
 {
-    struct ignored_id *g;
+    size_t at = ignored_place(t, id);
 
-    HASH_FIND(hh, t->ignored, &id, sizeof(id), g);
-    return g != NULL;
+    return at < t->n_ignored && t->ignored[at] == id;
 }
 
 void task_ignore(struct repl_task *t, int64_t id)
 {
-    struct ignored_id *g;
+    size_t at = ignored_place(t, id);
 
-    if (task_ignores(t, id))
+    if (at < t->n_ignored && t->ignored[at] == id)
         return;
-    g = xcalloc(1, sizeof(*g));
-    g->id = id;
-    HASH_ADD(hh, t->ignored, id, sizeof(g->id), g);
+    if (t->n_ignored == t->cap_ignored) {
+        t->cap_ignored += 32 + t->cap_ignored / 8; /* little to spare: there is one for each task */
+        t->ignored = xrealloc(t->ignored, t->cap_ignored * sizeof(*t->ignored));
+    }
+    memmove(t->ignored + at + 1, t->ignored + at, (t->n_ignored - at) * sizeof(*t->ignored));
+    t->ignored[at] = id;
+    t->n_ignored++;
 }
 
 struct coll *task_name_taken(struct repl_task *t, const char *db, const char *name, const struct coll *except)
@@ -312,7 +347,7 @@ static void wrong_queue(const struct join_topic *jt)
     struct err err;
 
     err_set(&err, ERR_INVALID, ERRC_USER,
-            "the source has a collection on channel %s, but there is nothing of that name in the message queue (%s): is %s "
+            "the source has a collection on channel %s, but nothing of that name is in the message queue (%s): is %s "
             "the queue of this source?",
             jt->name, w->name, w->setting);
     task_fatal(jt->task, &err);
@@ -323,7 +358,10 @@ static void on_end(void *arg, const struct err *err, bool found, struct wal_pos 
     struct join_topic *jt = arg;
 
     if (err) {
-        set_text(&jt->task->start_trouble, err->text);
+        struct err e = *err;
+        if (!strstr(e.text, jt->task->o.wal->setting))
+            err_wrap(&e, "%s", jt->task->o.wal->setting);
+        set_text(&jt->task->start_trouble, e.text);
         timer_set(&jt->task->start_timer, backoff_next_ms(&jt->task->start_backoff));
         jt->asking = false;
         return;
@@ -618,8 +656,9 @@ void repl_task_start(struct repl_task *t, store_done_fn started, void *arg)
 
 /* ---- checkpoints --------------------------------------------------------------------------------------- */
 
-/* Puts every link whose progress is not stored yet into one commit. False: nothing to store. */
-static bool store_dirty(struct repl_task *t, store_done_fn done)
+/* Puts every link whose progress is not stored yet into one commit. ticks: also where it is ticks only. False: nothing
+ * to store. */
+static bool store_dirty(struct repl_task *t, bool ticks, store_done_fn done)
 {
     struct store *s = t->o.store;
     struct store_batch *b = NULL;
@@ -628,13 +667,14 @@ static bool store_dirty(struct repl_task *t, store_done_fn done)
 
     for (struct stream *st = t->streams; st; st = st->hh.next)
         LIST_FOREACH(l, &st->links, of_stream) {
-            if (!l->dirty)
+            /* behind an accepted gap the stored place is gone: any newer one is needed */
+            if (!l->dirty && !(l->ticked && (ticks || st->from_earliest)))
                 continue;
             if (!b)
                 b = s->ops->begin(s, t->o.id);
             link_fill_ckpt(l, &ck);
             s->ops->put_ckpt(b, &ck);
-            l->dirty = false;
+            l->dirty = l->ticked = false;
         }
     if (ops_dirty(t->ops)) {
         if (!b)
@@ -667,11 +707,16 @@ static void on_stored(void *arg, const struct err *err)
 
 static void store_checkpoint(struct repl_task *t)
 {
+    uint64_t now = clock_mono_ms();
+    bool ticks = now / CKPT_TICKS_MS != t->ticks_stored_ms / CKPT_TICKS_MS;
+
     if (t->ckpt_storing)
         return;
-    for (struct stream *s = t->streams; s && t->o.wal->ops->retain; s = s->hh.next)
-        stream_note_keep(s);
-    t->ckpt_storing = store_dirty(t, on_stored);
+    if (ticks)
+        t->ticks_stored_ms = now;
+    for (struct stream *s = t->streams; s && ticks && t->o.wal->ops->retain; s = s->hh.next)
+        stream_note_keep(s); /* all that is known is stored now */
+    t->ckpt_storing = store_dirty(t, ticks, on_stored);
 }
 
 static void on_ckpt_timer(void *arg)
@@ -681,7 +726,7 @@ static void on_ckpt_timer(void *arg)
     store_checkpoint(t);
     if (t->drops_open)
         kick_colls(t, has_drop);
-    timer_set(&t->ckpt_timer, CKPT_MS);
+    timer_set(&t->ckpt_timer, CKPT_MS - clock_mono_ms() % CKPT_MS); /* all tasks together: one commit */
 }
 
 /* ---- stop ------------------------------------------------------------------------------------------------ */
@@ -742,7 +787,7 @@ static void stop_store(struct repl_task *t)
     for (struct stream *s = t->streams; s; s = s->hh.next)
         LIST_FOREACH(l, &s->links, of_stream)
             link_restart(l);
-    timer_set(&t->stop_timer, store_dirty(t, on_stop_stored) ? STOP_STORE_MS : 0);
+    timer_set(&t->stop_timer, store_dirty(t, true, on_stop_stored) ? STOP_STORE_MS : 0);
 }
 
 static void on_stop_timer(void *arg)
@@ -841,8 +886,6 @@ static void free_timers(struct repl_task *t)
 
 void repl_task_free(struct repl_task *t)
 {
-    struct ignored_id *g, *tmp;
-
     if (!t)
         return;
     t->state = RUN_STOPPED;
@@ -862,10 +905,7 @@ void repl_task_free(struct repl_task *t)
     dbs_free(t);
     t->o.store->ops->cancel(t->o.store, t);
     free_timers(t);
-    HASH_ITER(hh, t->ignored, g, tmp) {
-        HASH_DEL(t->ignored, g);
-        free(g);
-    }
+    free(t->ignored);
     while (t->n_loaded)
         ckpt_release(&t->loaded[--t->n_loaded]);
     free(t->loaded);

@@ -64,14 +64,14 @@ static void request_free(struct request *r)
 
 static struct req_range *request_range(struct request *r, struct link *l)
 {
-    for (size_t i = 0; i < r->n_ranges; i++)
-        if (r->ranges[i].link == l)
-            return &r->ranges[i];
+    if (l->range < r->n_ranges && r->ranges[l->range].link == l)
+        return &r->ranges[l->range];
     if (r->n_ranges == r->cap_ranges) {
         r->cap_ranges = r->cap_ranges ? r->cap_ranges * 2 : 4;
         r->ranges = xrealloc(r->ranges, r->cap_ranges * sizeof(*r->ranges));
     }
     r->ranges[r->n_ranges] = (struct req_range){.link = l};
+    l->range = r->n_ranges;
     return &r->ranges[r->n_ranges++];
 }
 
@@ -84,10 +84,11 @@ static bool request_has(const struct request *r, const struct link *l)
     return false;
 }
 
+/* Is the range in the note that is made for an earlier one? */
 static bool task_noted(const struct request *r, size_t i)
 {
     for (size_t k = 0; k < i; k++)
-        if (r->ranges[k].link && r->ranges[k].link->stream->task == r->ranges[i].link->stream->task)
+        if (r->ranges[k].note && r->ranges[k].link->stream->task == r->ranges[i].link->stream->task)
             return true;
     return false;
 }
@@ -124,6 +125,11 @@ static void request_forget(struct request *r, const struct link *l)
 
 /* ---- time ------------------------------------------------------------------------------------ */
 
+static uint64_t link_tick(const struct link *l)
+{
+    return l->tick ? l->tick->tt : l->tick_built;
+}
+
 /* The greatest tick that may be sent, or 0. ahead: as if every tick in the queue were built already. */
 static uint64_t tchan_safe_tick(const struct tchan *tc, bool ahead)
 {
@@ -137,7 +143,7 @@ static uint64_t tchan_safe_tick(const struct tchan *tc, bool ahead)
             retimed = l->retimed_tt;
         if (!l->counted)
             continue;
-        uint64_t t = ahead && l->tick ? l->tick->tt : l->tick_built;
+        uint64_t t = ahead ? link_tick(l) : l->tick_built;
         if (t < min)
             min = t;
     }
@@ -266,8 +272,8 @@ static uint64_t item_append(struct tchan *tc, struct item *it, struct request *r
     if (it->kind == ITEM_ROWS) {
         bool del = it->head.type == MSG_DELETE;
         r->failed |= append_rows(tc, it, &rw, r) != 0;
-        c->m_rows[1][del]->value += (double)it->head.num_rows;
-        it->link->m_bytes[1][del]->value += (double)it->len;
+        coll_count(c, true, del, it->head.num_rows);
+        link_count(it->link, true, del, it->len);
     } else {
         r->failed |= append_drop(it, &rw, tt, r) != 0;
         it->tt = tt;
@@ -387,32 +393,65 @@ static void flight_remove(struct tchan *tc, struct request *r)
 
 /* ---- building a request -------------------------------------------------------------------------- */
 
+/*
+ * Idle ticks of all channels are due at the same moments, whole intervals of the clock: so they share one commit and
+ * few packets.
+ */
+static bool tick_interval_over(struct tchan *tc)
+{
+    uint64_t now = clock_mono_ms(), interval = tc->hub->tick_interval_ms;
+
+    if (now / interval != tc->last_tick_ms / interval)
+        return true;
+    if (!timer_armed(&tc->tick_timer))
+        timer_set(&tc->tick_timer, interval - now % interval);
+    return false;
+}
+
+/* The channel's tick cannot rise before all of these have: until then none of their ticks is a reason to look. */
+static void count_low(struct tchan *tc, uint64_t tick)
+{
+    const struct link *l;
+
+    tc->low_tick = tick;
+    tc->low_links = 0;
+    LIST_FOREACH(l, &tc->links, of_tchan)
+        tc->low_links += l->counted && link_tick(l) == tick;
+    if (!timer_armed(&tc->tick_timer)) /* it may rise for other reasons: links leave */
+        timer_set(&tc->tick_timer, tc->hub->tick_interval_ms);
+}
+
+void tchan_on_link_tick(struct tchan *tc, const struct link *l)
+{
+    if (tc->low_links && l->counted && link_tick(l) == tc->low_tick)
+        tc->low_links--;
+}
+
 static uint64_t tick_due(struct tchan *tc)
 {
     uint64_t tick;
 
-    if (!TAILQ_EMPTY(&tc->flying) && tchan_window(tc))
+    if ((!TAILQ_EMPTY(&tc->flying) && tchan_window(tc)) || tc->low_links)
         return tick_waiting(tc); /* promises are made with messages; the rest waits for the answers */
     tick = tchan_safe_tick(tc, true);
-    return tick > tc->tick_built ? tick : tick_waiting(tc);
+    if (tick > tc->tick_built)
+        return tick;
+    if (tick)
+        count_low(tc, tick);
+    return tick_waiting(tc);
 }
 
 /* Is there something worth a request?  Arms the timer when a tick is due only later. */
 static bool tchan_due(struct tchan *tc)
 {
-    uint64_t waited;
-
     if (tc->rows_queued)
         return true;
-    if (!tick_due(tc)) {
-        if (tc->keep_task)
-            timer_set(&tc->tick_timer, tc->hub->tick_interval_ms);
+    if (!tc->row_built && !tick_interval_over(tc))
         return false;
-    }
-    waited = clock_mono_ms() - tc->last_tick_ms;
-    if (tc->row_built || waited >= tc->hub->tick_interval_ms)
+    if (tick_due(tc))
         return true;
-    timer_set(&tc->tick_timer, tc->hub->tick_interval_ms - waited);
+    if (tc->keep_task)
+        timer_set(&tc->tick_timer, tc->hub->tick_interval_ms);
     return false;
 }
 
@@ -502,7 +541,7 @@ static void note_link(struct store *store, struct store_batch *b, struct req_ran
         l->sent_tt = rg->max_tt;
     link_fill_ckpt(l, &ck);
     store->ops->put_ckpt(b, &ck);
-    l->dirty = false;
+    l->dirty = l->ticked = false;
 }
 
 static void request_commit(struct request *r, struct store *store, struct store_batch *b)
@@ -519,18 +558,21 @@ static void request_note(struct tchan *tc, struct request *r)
     struct repl_task *t = note_task(tc, r);
     struct store *store = t ? t->o.store : tc->keep_store;
 
+    /* of ticks nothing can be in doubt; but what was confirmed must not stay in doubt */
+    for (size_t i = 0; i < r->n_ranges; i++)
+        r->ranges[i].note = r->ranges[i].link && (r->ranges[i].has_rows || r->ranges[i].link->dirty);
     if (r->tick && store) {
         struct store_batch *b = store->ops->begin(store, t ? t->o.id : tc->keep_task);
         store->ops->put_tick(b, tc->hub->key, tc->name, r->tick);
         request_commit(r, store, b);
     }
     for (size_t i = 0; i < r->n_ranges; i++) {
-        if (!r->ranges[i].link || task_noted(r, i))
+        if (!r->ranges[i].note || task_noted(r, i))
             continue;
         t = r->ranges[i].link->stream->task;
         struct store_batch *b = t->o.store->ops->begin(t->o.store, t->o.id);
         for (size_t k = i; k < r->n_ranges; k++)
-            if (r->ranges[k].link && r->ranges[k].link->stream->task == t)
+            if (r->ranges[k].note && r->ranges[k].link->stream->task == t)
                 note_link(t->o.store, b, &r->ranges[k]);
         request_commit(r, t->o.store, b);
     }
@@ -576,7 +618,7 @@ static void range_confirm(struct req_range *rg, const char *target_pos)
         l->start = rg->tick_pos;
         l->start_tt = l->done_tt = rg->tick_tt;
         l->m_write_tt->value = (double)tt_to_ms(rg->tick_tt);
-        l->m_bytes[1][2]->value += TICK_BYTES;
+        link_count(l, true, 2, TICK_BYTES);
     }
     if (rg->has_rows && wal_pos_cmp(rg->op, l->op) > 0) {
         l->op = rg->op;
@@ -584,7 +626,8 @@ static void range_confirm(struct req_range *rg, const char *target_pos)
     }
     if (target_pos && *target_pos && rg->has_rows)
         set_text(&l->target_pos, target_pos);
-    l->dirty = true;
+    l->ticked = true;
+    l->dirty |= rg->has_rows;
 }
 
 /* Is what it carries for the link confirmed with it? */
@@ -601,6 +644,7 @@ static void request_confirmed(struct request *r)
     struct tchan *tc = r->tchan;
     struct item *it;
 
+    tc->hub->confirmed++;
     tc->backoff.cur_ms = 0;
     set_text(&tc->trouble, NULL);
     if (r->tick) {
@@ -613,8 +657,7 @@ static void request_confirmed(struct request *r)
             continue;
         if (!r->ranges[i].voided)
             range_confirm(&r->ranges[i], r->target_pos);
-        if (!task_noted(r, i))
-            task_count_call(r->ranges[i].link->stream->task, "ReplicateMessage");
+        task_count_request(r->ranges[i].link->stream->task, tc->hub->confirmed);
     }
     TAILQ_FOREACH(it, &r->items, entry)
         if (it->kind == ITEM_DROP && it->link && request_confirms(r, it->link))
@@ -863,7 +906,10 @@ static void on_skip(void *arg)
 
 static void on_timer(void *arg)
 {
-    tchan_kick(arg);
+    struct tchan *tc = arg;
+
+    tc->low_links = 0;
+    tchan_kick(tc);
 }
 
 void tchan_kick(struct tchan *tc)

@@ -653,7 +653,7 @@ struct wal_port *share_open(struct loop *l, struct wal_port *inner, size_t windo
         .id_encode = inner->ops->id_encode,
         .id_decode = inner->ops->id_decode,
     };
-    s->port = (struct wal_port){.ops = &s->ops, .name = inner->name};
+    s->port = (struct wal_port){.ops = &s->ops, .name = inner->name, .setting = inner->setting};
     s->inner = inner;
     s->loop = l;
     s->window_bytes = window_bytes;

@@ -15,18 +15,31 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "scripts" / "lib")]
 from pymilvus import db, utility  # noqa: E402
 from pymilvus.grpc_gen import common_pb2, milvus_pb2  # noqa: E402
 
+import queues  # noqa: E402
 import servers  # noqa: E402
 from compare import CALL_ERRORS, Side, wait_equal  # noqa: E402
 from servers import Cdc, Etcd, Milvus, remove_tree, wait_for  # noqa: E402
 from workload import SHAPES, Table  # noqa: E402
 
-FOLDER = Path(os.environ.get("E2E_DIR") or servers.ROOT / "build" / "e2e")
+QUEUE = os.environ.get("E2E_QUEUE") or "rocksmq"  # of the source: rocksmq, kafka, pulsar, natsmq
+FOLDER = Path(os.environ.get("E2E_DIR") or servers.ROOT / "build" / ("e2e" if QUEUE == "rocksmq" else f"e2e-{QUEUE}"))
 SEED = os.environ.get("SEED") or str(random.SystemRandom().randrange(10**6))
 SOURCE_CHANNELS, TARGET_CHANNELS = 4, 3  # unequal: a target channel is fed by several source channels
 
 
 def pytest_report_header(config):
-    return f"SEED={SEED}   program {servers.find_program()}   logs in {FOLDER}"
+    return f"SEED={SEED}   source on {QUEUE}   program {servers.find_program()}   logs in {FOLDER}"
+
+
+def pytest_collection_modifyitems(config, items):
+    """A run on another queue than the default takes the tests that are meant for each."""
+    def wanted(item):
+        only = item.get_closest_marker("only_on")
+        if only and QUEUE not in only.args:
+            return False
+        return QUEUE == "rocksmq" or item.get_closest_marker("every_queue")
+    config.hook.pytest_deselected(items=[i for i in items if not wanted(i)])
+    items[:] = [i for i in items if wanted(i)]
 
 
 class Pair:
@@ -35,7 +48,9 @@ class Pair:
     def __init__(self):
         remove_tree(FOLDER)
         self.etcd = Etcd(FOLDER / "etcd").start()
-        self.source = Milvus("source", FOLDER / "source", etcd=self.etcd.address, channels=SOURCE_CHANNELS)
+        self.queue = queues.make(QUEUE, FOLDER).start()
+        self.source = Milvus("source", FOLDER / "source", etcd=self.etcd.address, channels=SOURCE_CHANNELS,
+                             queue=self.queue)
         self.target = Milvus("target", FOLDER / "target", etcd=self.etcd.address, channels=TARGET_CHANNELS,
                              standby=True)
         self.source.begin()
@@ -48,6 +63,7 @@ class Pair:
 
     def revive(self):
         """What a service manager does: a Milvus that ended (it does when etcd is away for long) starts again."""
+        self.queue.revive()
         for s in (self.etcd, self.source, self.target):
             if not s.alive():
                 s.start()

@@ -5,6 +5,8 @@ from pymilvus import db
 from compare import wait_equal
 from workload import SHAPES
 
+pytestmark = pytest.mark.every_queue
+
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows(lab, cdc, shape):

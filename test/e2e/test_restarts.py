@@ -6,6 +6,7 @@ from servers import wait_for
 CASES = [("target", False), ("target", True), ("source", False), ("source", True), ("etcd", False)]
 
 
+@pytest.mark.every_queue
 @pytest.mark.parametrize("who, hard", CASES, ids=[f"{w}-{'kill' if h else 'stop'}" for w, h in CASES])
 def test_restart(lab, cdc, writing, who, hard):
     task = lab.create(cdc, ["*"])

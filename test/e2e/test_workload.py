@@ -8,6 +8,7 @@ from compare import wait_equal
 from conftest import SEED
 from workload import Workload
 
+pytestmark = pytest.mark.every_queue
 SECONDS = int(os.environ.get("WORKLOAD_SECONDS") or 40)
 
 

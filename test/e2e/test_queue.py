@@ -1,0 +1,117 @@
+"""What is particular to the source's message queue: its broker goes away, it loses what a paused task needs."""
+import json
+import subprocess
+
+import pytest
+from compare import compare
+from conftest import QUEUE
+from servers import ApiError, free_port, wait_for
+
+pytestmark = pytest.mark.every_queue
+
+
+def remove_all(lab):
+    """What retention does: every message of every channel of the source goes."""
+    queue, channels = lab.pair.queue, [f"{lab.pair.source.cluster}-rootcoord-dml_{i}" for i in range(4)]
+    if QUEUE == "natsmq":
+        for c in channels:
+            queue.purge(c)
+        return
+    from brokers import KAFKA_DIR
+    plan = lab.folder / "remove.json"
+    plan.write_text(json.dumps({"partitions": [{"topic": c, "partition": 0, "offset": -1} for c in channels],
+                                "version": 1}))
+    subprocess.run(["java", "-cp", f"{KAFKA_DIR / 'lib'}/*", "org.apache.kafka.tools.DeleteRecordsCommand",
+                    "--bootstrap-server", queue.broker.address, "--offset-json-file", plan], check=True, timeout=60,
+                   capture_output=True)
+
+
+@pytest.mark.only_on("kafka", "pulsar")  # elsewhere the queue is a part of the source
+@pytest.mark.parametrize("hard", [False, True], ids=["stop", "kill"])
+def test_broker_restarts(lab, cdc, writing, hard):
+    task = lab.create(cdc, ["*"])
+    t = lab.table("a")
+    with writing(t) as w:
+        w.wait_batches(5)
+        lab.pair.queue.broker.restart(hard=hard)
+        lab.pair.revive()
+        w.wait_batches(5, timeout=180)
+    cdc.wait_caught_up(task, 240)
+    wait_for("both sides equal", lambda: same_rows(lab, t), 120, 1)
+    assert cdc.task(task)["state"] == "Running"
+
+
+def same_rows(lab, t):
+    """A broker that is killed makes the source's producer write a message twice, and the source counts its rows twice;
+    the copy on the target must have each key once."""
+    return all(": count(*): source" in line for line in compare(lab.source, lab.target, [t.name]))
+
+
+@pytest.mark.only_on("kafka", "natsmq")  # Pulsar keeps what a task needs; RocksMQ cannot be made to drop it
+def test_removed_position(lab, cdc):
+    """Nothing is skipped in silence; a user may accept the gap."""
+    task = lab.create(cdc, ["*"])
+    t = lab.table("a")
+    t.put(5)
+    lab.equal(cdc, task, [t])
+    cdc.api("pause", task_id=task)
+    t.put(7)
+    remove_all(lab)
+    cdc.api("resume", task_id=task)
+    wait_for("the loss is told", lambda: cdc.task(task)["state"] == "Paused", 60)
+    reason = cdc.task(task)["reason"]
+    assert reason.startswith("LOST") and f"{lab.pair.source.cluster}-rootcoord-dml_" in reason
+    assert "accept_gap" in reason
+    cdc.api("resume", task_id=task)  # a plain one changes nothing
+    wait_for("it is paused again", lambda: cdc.task(task)["state"] == "Paused", 60)
+    cdc.api("resume", task_id=task, accept_gap=True)
+    t.put(11)
+    cdc.wait_caught_up(task, 120)
+    assert cdc.task(task)["state"] == "Running"
+    assert lab.wait_on_target("the rows behind the gap", lambda: lab.target.count(t.name) == 5 + 11)
+    cdc.restart(hard=True)  # the gap is behind us for good
+    t.put(3)
+    cdc.wait_caught_up(task, 120)
+    assert lab.wait_on_target("more rows", lambda: lab.target.count(t.name) == 5 + 11 + 3)
+
+
+@pytest.mark.only_on("pulsar")  # whose retention follows subscriptions
+def test_subscriptions_live_as_long_as_the_task(lab, cdc):
+    broker = lab.pair.queue.broker
+    channels = [f"{lab.pair.source.cluster}-rootcoord-dml_{i}" for i in range(4)] + [lab.pair.source.replicate_channel]
+
+    def subscriptions(task):
+        found = 0
+        for c in channels:
+            stats = broker.admin("GET", f"persistent/public/default/{c}/stats")
+            found += f"milvus-cdc-{task}" in stats.get("subscriptions", {})
+        return found
+    task = lab.create(cdc, ["*"])
+    t = lab.table("a")
+    t.put(5)
+    lab.equal(cdc, task, [t])
+    wait_for("subscriptions", lambda: subscriptions(task) >= 2, 30)
+    cdc.restart(hard=True)
+    cdc.api("pause", task_id=task)
+    n = subscriptions(task)
+    assert n >= 2  # also while it is paused
+    t.put(5)
+    cdc.api("resume", task_id=task)
+    lab.equal(cdc, task, [t])
+    cdc.api("delete", task_id=task)
+    wait_for("no subscription any more", lambda: subscriptions(task) == 0, 30)
+
+
+def test_queue_that_is_not_there_is_told(lab):
+    """With the name of the setting, when the task is made."""
+    other = {"rocksmq": ("rocksmq", {"path": "/nowhere/rocksmq"}, "/nowhere/rocksmq"),
+             "kafka": ("kafka", {"address": f"127.0.0.1:{free_port()}"}, "sourceConfig.kafka.address"),
+             "pulsar": ("pulsar", {"address": f"pulsar://127.0.0.1:{free_port()}"}, "sourceConfig.pulsar.address"),
+             "natsmq": ("natsmq", {"address": f"127.0.0.1:{free_port()}"}, "sourceConfig.natsmq.address")}[QUEUE]
+    cdc = lab.cdc(start=False)
+    cdc.config["sourceConfig"][other[0]] = other[1]
+    cdc.start()
+    lab.table("a")
+    with pytest.raises(ApiError) as e:
+        lab.create(cdc, ["*"])
+    assert other[2] in str(e.value)
