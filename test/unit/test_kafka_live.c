@@ -647,10 +647,10 @@ static void outage(int sig, const char *topic)
     port->ops->resume(p.r);
     broker_start();
     broker_wait();
-    WAIT_FOR(s.over == 1); /* also without a new record */
+    WAIT_FOR(s.over >= 1 && s.over == s.told); /* also without a new record; a slow start may be trouble twice */
     produce(topic, 50, 50, 1000);
     WAIT_FOR(s.n == 100 && p.n == 100);
-    assert_true(s.dense && p.dense && s.told == 1);
+    assert_true(s.dense && p.dense);
     over = p.told;
     WAIT_FOR(p.over == over);
     seen_close(&s);
