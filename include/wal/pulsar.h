@@ -18,6 +18,9 @@
  *            ms after a message. n = 0 is possible; a topic that is not there yet is an end too.
  * Memory     what is on the way is bounded through permits, by receive_bytes in all: held messages of paused readers
  *            above it are dropped and read again after resume().
+ * Broker     defaults do. Its namespace may remove what retain() keeps: a message TTL acknowledges for every subscription,
+ *            a subscription expiration drops ours while milvus-cdc is down. A backlog quota counts what is kept and may
+ *            stop Milvus. allowAutoSubscriptionCreation must be on.
  * Errors     LOST (ERR_GONE) as above. USER: partitions, a name that the broker refuses. DATA: an entry that is encrypted
  *            or damaged on the broker. RETRY for all else (a refused token too: it may be the broker's own trouble), told
  *            after it lasted one second, over when it reads again.

@@ -1416,7 +1416,8 @@ static void corpus_whole_cut_and_mutated(void **state)
         const char *name;
         size_t msgs;
     } expect[] = {{"batch_none.bin", 4}, {"batch_lz4.bin", 4}, {"batch_zlib.bin", 4}, {"batch_zstd.bin", 4},
-                  {"batch_snappy.bin", 4}, {"plain.bin", 3},   {"chunks.bin", 6},     {"commands.bin", 0}};
+                  {"batch_snappy.bin", 4}, {"plain.bin", 3},   {"chunks.bin", 6},     {"commands.bin", 0},
+                  {"milvus_2_3_5.bin", 6}};
     uint32_t seed = 4711;
     DIR *dir = opendir(CORPUS);
     struct dirent *e;
