@@ -70,13 +70,6 @@ void psub_lost(struct psub *s, const struct err *err)
     down(s, err); /* the connection has forgotten it already */
 }
 
-static void fail(struct psub *s, const struct err *err)
-{
-    if (attached(s))
-        pconn_detach(s->conn, s);
-    down(s, err);
-}
-
 /* The broker drops the consumer, and with it what is not durable. Its answer goes nowhere. */
 static void send_close(struct psub *s)
 {
@@ -90,9 +83,18 @@ static void send_close(struct psub *s)
     pconn_send(s->conn, &cmd);
 }
 
+/* A subscription whose answer is late may still be made: hence the close. */
+static void fail(struct psub *s, const struct err *err)
+{
+    if (attached(s)) {
+        send_close(s);
+        pconn_detach(s->conn, s);
+    }
+    down(s, err);
+}
+
 void psub_damaged(struct psub *s, const struct err *err)
 {
-    send_close(s);
     fail(s, err);
 }
 
