@@ -300,6 +300,12 @@ static void earliest_position_and_end(void **state)
     assert_values(&some, 33, 18);
     assert_values(&all, 0, 51);
     got_close(&some);
+    for (size_t i = 0; i <= 50; i += i % 20 == 19 ? 1 : 19) { /* also the first and the last of a ledger */
+        got_open(&some, topic, &all.pos[i]);
+        WAIT_FOR(some.n == 51 - i && some.caught_up);
+        assert_values(&some, (uint32_t)i, 51 - i);
+        got_close(&some);
+    }
     got_open(&some, topic, &all.pos[50]);
     WAIT_FOR(some.n == 1 && some.caught_up);
     got_close(&some);
