@@ -449,25 +449,41 @@ static int decode_payload(struct pulsar_decoder *d, const struct pulsar_entry *e
     return rc;
 }
 
+/* Nothing is appended on failure, but for a batch that is broken in the middle. */
+static int decode_entry(struct pulsar_decoder *d, const struct pulsar_entry *e, struct pulsar_msgs *out, struct err *err)
+{
+    struct buf *whole;
+    struct wal_pos pos;
+    int rc;
+
+    if (!pulsar_pos(e->ledger, e->entry, 0, &pos) || e->meta.n_msgs > 1u << PULSAR_INDEX_BITS || e->meta.n_msgs == 0)
+        return err_set(err, ERR_LIMIT, ERRC_DATA, "an id or a batch of %u messages beyond every measure", e->meta.n_msgs);
+    if (e->meta.encrypted)
+        return err_set(err, ERR_UNSUPPORTED, ERRC_DATA,
+                       "it is encrypted; encryption by the producer is not supported");
+    if (e->meta.marker) {
+        push(out, pos, NULL, NULL, 0);
+        return 0;
+    }
+    if (!e->meta.uuid)
+        return decode_payload(d, e, e->frame, pos, out, err);
+    rc = join_chunk(d, e, &whole, err);
+    if (rc)
+        return rc;
+    if (!whole) {
+        push(out, pos, NULL, NULL, 0);
+        return 0;
+    }
+    rc = decode_payload(d, e, whole, pos, out, err);
+    buf_unref(whole);
+    return rc;
+}
+
 int pulsar_decode(struct pulsar_decoder *d, const struct pulsar_entry *e, struct pulsar_msgs *out, struct err *err)
 {
     size_t n = out->n, bytes = out->bytes;
-    struct buf *whole = e->frame;
-    struct wal_pos pos;
-    int rc = 0;
+    int rc = decode_entry(d, e, out, err);
 
-    if (!pulsar_pos(e->ledger, e->entry, 0, &pos) || e->meta.n_msgs > 1u << PULSAR_INDEX_BITS || e->meta.n_msgs == 0)
-        rc = err_set(err, ERR_LIMIT, ERRC_DATA, "an id or a batch of %u messages beyond every measure", e->meta.n_msgs);
-    else if (e->meta.encrypted)
-        rc = err_set(err, ERR_UNSUPPORTED, ERRC_DATA, "it is encrypted; encryption by the producer is not supported");
-    else if (e->meta.marker)
-        push(out, pos, NULL, NULL, 0);
-    else if (e->meta.uuid && ((rc = join_chunk(d, e, &whole, err)) || !whole))
-        rc ? (void)0 : push(out, pos, NULL, NULL, 0);
-    else
-        rc = decode_payload(d, e, whole, pos, out, err);
-    if (whole && whole != e->frame)
-        buf_unref(whole);
     if (rc) {
         shrink(out, n, bytes);
         err_wrap(err, "entry %llu:%llu", (unsigned long long)e->ledger, (unsigned long long)e->entry);

@@ -244,16 +244,17 @@ static void on_metadata(void *arg, const Pulsar__BaseCommand *cmd, const struct 
 static void on_topics(void *arg, const Pulsar__BaseCommand *cmd, const struct err *err)
 {
     struct psub *s = arg;
+    const Pulsar__CommandGetTopicsOfNamespaceResponse *a = cmd ? cmd->get_topics_response : NULL;
     size_t len = strlen(s->topic), partitions = 0;
     bool found = false;
 
     s->req = NULL;
-    if (err || cmd->type != PULSAR__BASE_COMMAND__TYPE__GET_TOPICS_OF_NAMESPACE_RESPONSE) {
-        err ? fail(s, err) : not_found(s);
+    if (err) {
+        fail(s, err);
         return;
     }
-    for (size_t i = 0; i < cmd->get_topics_response->n_topics; i++) {
-        const char *t = cmd->get_topics_response->topics[i];
+    for (size_t i = 0; a && i < a->n_topics; i++) {
+        const char *t = a->topics[i];
 
         if (strncmp(t, s->topic, len) != 0)
             continue;
