@@ -1,8 +1,8 @@
 /*
  * pulsar_conn.c - one connection per broker, shared by all readers: frames in, requests and answers, keep-alive.
  *
- * Small frames are parsed where they were received, and copied if they hold an entry; a frame above the receive buffer is
- * received into memory of its own, which its messages then refer to.
+ * Small frames are parsed where they were received, and copied if they hold an entry; a frame above the receive
+ * buffer is received into memory of its own, which its messages then refer to.
  */
 #include "base/buf.h"
 #include "base/clock.h"
@@ -289,13 +289,14 @@ static void on_close_consumer(struct pconn *c, uint64_t id)
     if (!s)
         return;
     LIST_REMOVE(s, next);
-    err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "Pulsar at %s:%u closed the consumer: the topic moves", c->host, c->port);
+    err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "Pulsar at %s:%u closed the consumer: the topic moves", c->host,
+            c->port);
     psub_lost(s->sub, &err);
 }
 
 /* An entry with its own memory: owner if it is all of the frame, else a copy. */
-static struct pulsar_entry *new_entry(const Pulsar__CommandMessage *m, const uint8_t *rest, size_t len, struct buf *owner,
-                                      struct err *err)
+static struct pulsar_entry *new_entry(const Pulsar__CommandMessage *m, const uint8_t *rest, size_t len,
+                                      struct buf *owner, struct err *err)
 {
     struct pulsar_entry *e = xcalloc(1, sizeof(*e));
 
@@ -599,7 +600,8 @@ struct pconn *pconn_broker(struct pulsar *p, const char *url, bool through_servi
 
     if (!url || strncmp(url, scheme, strlen(scheme)) != 0 ||
         !pulsar_addr_parse(url + strlen(scheme), strlen(url + strlen(scheme)), 0, &a)) {
-        err_set(err, ERR_PROTO, ERRC_RETRY, "Pulsar names no usable broker for %.10s: \"%.200s\"", scheme, url ? url : "");
+        err_set(err, ERR_PROTO, ERRC_RETRY, "Pulsar names no usable broker for %.10s: \"%.200s\"", scheme,
+                url ? url : "");
         return NULL;
     }
     if (through_service && !same_addr(&a, &p->addrs[p->addr])) /* a standalone broker always says so */

@@ -50,8 +50,8 @@ enum {
 /* Appends a frame with both lengths; payload (may be NULL) comes behind the command, as it is. */
 void pulsar_frame_write(struct pb_out *out, const Pulsar__BaseCommand *cmd, const void *payload, size_t len);
 
-/* data: a frame without its first length. The rest is what follows the command (borrows from data). NULL and err (PROTO,
- * RETRY): not a frame, a broken command, or one without the part that its type says. */
+/* data: a frame without its first length. The rest is what follows the command (borrows from data). NULL and err
+ * (PROTO, RETRY): not a frame, a broken command, or one without the part that its type says. */
 Pulsar__BaseCommand *pulsar_frame_parse(const uint8_t *data, size_t len, const uint8_t **ret_rest, size_t *ret_rest_len,
                                         struct err *err);
 void pulsar_command_free(Pulsar__BaseCommand *cmd); /* NULL is allowed */

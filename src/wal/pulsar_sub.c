@@ -1,5 +1,6 @@
 /*
- * pulsar_sub.c - one try to subscribe: does the topic exist (and is not made by asking), which broker has it, subscribe.
+ * pulsar_sub.c - one try to subscribe: does the topic exist (and is not made by asking), which broker has it,
+ * subscribe.
  */
 #include "base/log.h"
 #include "base/mem.h"

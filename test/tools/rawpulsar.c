@@ -1,6 +1,6 @@
 /*
- * rawpulsar.c - the least that reads a topic of Pulsar: takes the entries from the first one to the end that the topic had
- * when this began, and throws them away. What our reader is measured against.
+ * rawpulsar.c - the least that reads a topic of Pulsar: takes the entries from the first one to the end that the
+ * topic had when this began, and throws them away. What our reader is measured against.
  *
  *   rawpulsar --broker IP:PORT --topic persistent://TENANT/NAMESPACE/NAME
  *   {"bytes": ..., "entries": ..., "seconds": ..., "cpu_seconds": ..., "peak_kib": ...}
@@ -238,8 +238,8 @@ int main(int argc, char **argv)
     subscribe(fd, frame, topic);
     read_all(fd, frame, &c);
     getrusage(RUSAGE_SELF, &u);
-    printf("{\"bytes\": %llu, \"entries\": %llu, \"seconds\": %.3f, \"cpu_seconds\": %.3f, \"peak_kib\": %ld}\n", c.bytes,
-           c.entries, now() - begin, cpu_seconds(&u), u.ru_maxrss);
+    printf("{\"bytes\": %llu, \"entries\": %llu, \"seconds\": %.3f, \"cpu_seconds\": %.3f, \"peak_kib\": %ld}\n",
+           c.bytes, c.entries, now() - begin, cpu_seconds(&u), u.ru_maxrss);
     free(frame);
     return 0;
 }

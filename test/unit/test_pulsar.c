@@ -805,7 +805,8 @@ static void batches(void **state)
     got_close(&g);
 }
 
-/* What is left out of a batch (compaction), and markers, are not delivered, but a start there is none the less right. */
+/* What is left out of a batch (compaction), and markers, are not delivered, but a start there is none the less right.
+ * */
 static void holes(void **state)
 {
     struct pp_meta batch = {.batch = 3}, marker = {.marker = true};
@@ -1433,7 +1434,8 @@ static void bad_setting(struct pulsar_options o, const char *names)
 static void settings(void **state)
 {
     static const char *good[] = {"h", "h:1", "pulsar://h", "pulsar://h:65535/", "a:1,b,c:3", "[::1]:6650", "[::1]"};
-    static const char *bad[] = {"", "http://h:8080", "h:", "h:0", "h:65536", "h:1x", ":1", "a,,b", "h:1,", "[::1", "[]:1", "a b"};
+    static const char *bad[] = {"", "http://h:8080", "h:", "h:0", "h:65536", "h:1x", ":1", "a,,b", "h:1,",
+                                "[::1", "[]:1", "a b"};
     struct pulsar_options o = {0};
     struct wal_port *w;
 

@@ -67,7 +67,8 @@ static void on_batch(void *arg, const struct wal_msg *msgs, size_t n, bool caugh
         memcpy(&g->value[g->n], msgs[i].data, msgs[i].len < 4 ? msgs[i].len : 4);
         for (size_t k = 4; k < msgs[i].len; k++)
             g->bad |= msgs[i].data[k] != (uint8_t)(g->value[g->n] + k);
-        g->bad |= msgs[i].data < msgs[i].buf->data || msgs[i].data + msgs[i].len > msgs[i].buf->data + msgs[i].buf->size;
+        g->bad |= msgs[i].data < msgs[i].buf->data ||
+                  msgs[i].data + msgs[i].len > msgs[i].buf->data + msgs[i].buf->size;
         g->bad |= g->n && wal_pos_cmp(g->pos[g->n - 1], msgs[i].pos) >= 0;
         g->n++;
     }
@@ -195,7 +196,8 @@ static char *admin(const char *method, const char *path)
     FILE *f;
     size_t n;
 
-    snprintf(cmd, sizeof(cmd), "curl -s -m 20 -X %s -H 'Content-Type: application/json' '%s/admin/v2/%s'", method, web, path);
+    snprintf(cmd, sizeof(cmd), "curl -s -m 20 -X %s -H 'Content-Type: application/json' '%s/admin/v2/%s'", method, web,
+             path);
     f = popen(cmd, "r");
     assert_non_null(f);
     n = fread(text, 1, sizeof(text) - 1, f);
