@@ -568,7 +568,7 @@ static void publish_partitions(struct cat_collection *c)
     struct src_collection *pub = &c->pub;
 
     free_partitions(pub);
-    pub->partitions = xcalloc(c->n_parts + 1, sizeof(*pub->partitions));
+    pub->partitions = c->n_parts ? xcalloc(c->n_parts, sizeof(*pub->partitions)) : NULL;
     for (size_t i = 0; i < c->n_parts; i++) {
         const struct cat_partition *p = &c->parts[i];
 

@@ -69,8 +69,8 @@ void coll_put(struct coll *c, struct store_batch *b)
 
     for (size_t i = 0; i < c->n_shards; i++)
         json_array_append_new(shards, shard_json(&c->shards[i]));
-    for (struct part *p = c->parts; p; p = p->hh.next)
-        json_array_append_new(parts, part_json(c, p));
+    for (size_t i = 0; i < c->n_parts; i++)
+        json_array_append_new(parts, part_json(c, c->parts[i]));
     json_object_set_new(o, "shards", shards);
     json_object_set_new(o, "partitions", parts);
     text = json_dumps(o, JSON_COMPACT);

@@ -319,7 +319,6 @@ struct shard {
 };
 
 struct part {
-    UT_hash_handle hh;
     int64_t id, dst_id;          /* dst_id 0: not mapped */
     char *name;
     bool dropping, forced;
@@ -339,7 +338,8 @@ struct coll {
     bool pk_is_string;
     struct shard *shards;
     size_t n_shards;
-    struct part *parts;
+    struct part **parts;         /* by id; an array, since most have one partition */
+    size_t n_parts;
     uint64_t verified_gen;       /* sink generation at the last check; 0: check before the next use */
     uint64_t verifying_gen;
     bool reensure;               /* partitions appeared: make and map them */
@@ -353,12 +353,15 @@ struct coll {
     uint64_t asked_round;
     struct part *call_part;      /* whose drop call is under way */
     struct sink_call *call;
+    bool ensuring;               /* call makes or checks it */
     struct timer retry;
     struct backoff backoff;
     char *trouble;
     struct metric *m_rows[2][2]; /* read, written; insert, delete. NULL until there is one: most are idle */
 };
 
+/* Each partition in turn, from the last to the first: the body may free p. */
+#define COLL_EACH_PART(c, k, p) for (size_t k = (c)->n_parts; k-- > 0 && ((p) = (c)->parts[k], true);)
 /* Counts rows that were read (or written) in a message of so many bytes. */
 void coll_count(struct coll *c, bool written, bool delete, uint64_t rows);
 void link_count(struct link *l, bool written, unsigned type, size_t bytes);
@@ -461,6 +464,7 @@ struct repl_task {
     uint64_t counted;           /* number of the last request that was counted */
     struct metric *m_requests;
     uint64_t ticks_stored_ms;   /* monotonic, when progress by ticks alone was last stored */
+    unsigned ensuring;          /* collections that are being made or checked on the target */
     struct timer ckpt_timer, start_timer, stop_timer, kick_timer, fatal_timer;
     struct backoff start_backoff;
     store_done_fn started;
