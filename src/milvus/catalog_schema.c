@@ -27,8 +27,6 @@ enum {
     FUNCTION_OUTPUT_IDS = 8,
 };
 
-enum { FIRST_USER_FIELD = 100 }; /* below are RowID 0 and Timestamp 1 */
-
 /* Marks of a replica, for one cluster only: milvus pkg/common "replicate.id", ".endTS". */
 static bool is_replicate_property(const char *key, size_t len)
 {

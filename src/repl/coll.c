@@ -53,8 +53,6 @@ static void part_free(struct coll *c, struct part *p)
 
     memmove(c->parts + at, c->parts + at + 1, (c->n_parts - at - 1) * sizeof(struct part *));
     c->n_parts--;
-    free(p->shards);
-    free(p->name);
     free(p);
 }
 
@@ -75,9 +73,6 @@ void coll_unref(struct coll *c)
     }
     free(c->shards);
     free(c->db);
-    free(c->name);
-    free(c->dst_db);
-    free(c->dst_name);
     free(c->trouble);
     free(c);
 }
@@ -118,15 +113,28 @@ void coll_count(struct coll *c, bool written, bool delete, uint64_t rows)
     (*m)->value += (double)rows;
 }
 
+void coll_set_names(struct coll *c, const char *db, const char *name, const char *dst_db, const char *dst_name)
+{
+    const char *from[] = {db, name, dst_db, dst_name};
+    char **to[] = {&c->db, &c->name, &c->dst_db, &c->dst_name};
+    size_t bytes = 0;
+    char *p;
+
+    for (int i = 0; i < 4; i++)
+        bytes += strlen(from[i]) + 1;
+    p = xmalloc(bytes);
+    for (int i = 0; i < 4; i++) {
+        *to[i] = p;
+        p = stpcpy(p, from[i]) + 1;
+    }
+}
+
 struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m,
                       const struct coll_join *joins)
 {
     struct coll *c = coll_alloc(t, sc->id, sc->n_shards);
 
-    c->db = xstrdup(sc->db_name);
-    c->name = xstrdup(sc->name);
-    c->dst_db = xstrdup(m->target_db);
-    c->dst_name = xstrdup(m->target_name);
+    coll_set_names(c, sc->db_name, sc->name, m->target_db, m->target_name);
     c->create_tt = sc->create_tt;
     c->pk_field_id = sc->pk_field_id;
     c->pk_is_string = sc->pk_is_string;
@@ -154,12 +162,12 @@ void coll_stored(struct coll *c)
 
 struct part *coll_part_new(struct coll *c, int64_t id, const char *name)
 {
-    struct part *p = xcalloc(1, sizeof(*p));
-    size_t at = part_place(c, id);
+    size_t at = part_place(c, id), shards = c->n_shards * sizeof(enum shard_drop);
+    struct part *p = xcalloc(1, sizeof(*p) + shards + strlen(name) + 1);
 
     p->id = id;
-    p->name = xstrdup(name);
-    p->shards = xcalloc(c->n_shards ? c->n_shards : 1, sizeof(*p->shards));
+    p->shards = (enum shard_drop *)(p + 1);
+    p->name = strcpy((char *)(p + 1) + shards, name);
     c->parts = xrealloc(c->parts, (c->n_parts + 1) * sizeof(struct part *));
     memmove(c->parts + at + 1, c->parts + at, (c->n_parts - at) * sizeof(struct part *));
     c->parts[at] = p;

@@ -320,7 +320,7 @@ struct shard {
 
 struct part {
     int64_t id, dst_id;          /* dst_id 0: not mapped */
-    char *name;
+    char *name;                  /* in the same allocation, as shards */
     bool dropping, forced;
     uint64_t drop_tt;
     enum shard_drop *shards;     /* n_shards of the collection */
@@ -331,7 +331,7 @@ struct coll {
     struct repl_task *task;
     unsigned refs;
     int64_t id, dst_id;
-    char *db, *name, *dst_db, *dst_name;
+    char *db, *name, *dst_db, *dst_name; /* one allocation: see coll_set_names() */
     uint64_t create_tt;
     enum coll_state state;
     int64_t pk_field_id;
@@ -379,6 +379,7 @@ struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, cons
 /* The empty object, and a new partition of it (coll.c), for those that read records. */
 struct coll *coll_alloc(struct repl_task *t, int64_t id, size_t n_shards);
 struct part *coll_part_new(struct coll *c, int64_t id, const char *name);
+void coll_set_names(struct coll *c, const char *db, const char *name, const char *dst_db, const char *dst_name);
 struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_rec *rec, struct err *err);
 /* Adds its record to the batch / stores it in a commit of its own. */
 void coll_put(struct coll *c, struct store_batch *b);
