@@ -188,6 +188,7 @@ struct tchan {
     uint64_t last_tick_ms;     /* monotonic, when a tick was last built */
     uint64_t low_tick;         /* so many links hold the channel's tick down to this; 0 links: not known */
     size_t low_links;
+    bool resting;              /* the timer is armed for the end of the interval */
     struct timer tick_timer, retry_timer, skip_timer;
     struct store *load_store;  /* the tick is being asked for here */
     struct backoff backoff;
@@ -217,6 +218,7 @@ struct repl_hub {
 struct tchan *hub_tchan(struct repl_hub *h, const char *name);
 int64_t hub_new_msg_id(struct repl_hub *h);
 /* Builds and sends if it can. */
+bool tchan_rests(const struct tchan *tc);
 void tchan_kick(struct tchan *tc);
 struct tchan *tchan_new(struct repl_hub *h, const char *name);
 void tchan_free(struct tchan *tc);
