@@ -3,6 +3,7 @@
  */
 #include <event2/event.h>
 #include <getopt.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +27,10 @@
 #define MILVUS_CDC_VERSION "unknown"
 #endif
 
+/* A start needs more memory than what follows (records, metadata), and malloc keeps it. */
+#define TRIM_FIRST_MS 5000
+#define TRIM_MS 60000
+
 struct daemon {
     struct loop *loop;
     struct config *config;
@@ -37,6 +42,7 @@ struct daemon {
     struct manager *manager;
     struct api_server *api;
     struct event *sigterm, *sigint;
+    struct timer trim;
     char id[128];
     int exit_code;
     bool stopping;
@@ -88,6 +94,7 @@ static void on_signal(evutil_socket_t sig, short what, void *arg)
 
 static void release(struct daemon *d)
 {
+    timer_release(&d->trim);
     api_stop(d->api);
     manager_free(d->manager);
     queue_search_cancel(d->search);
@@ -194,6 +201,14 @@ static int start(struct daemon *d, struct err *err)
     return 0;
 }
 
+static void on_trim(void *arg)
+{
+    struct daemon *d = arg;
+
+    (void)malloc_trim(0); /* whether there was anything to give back is of no interest */
+    timer_set(&d->trim, TRIM_MS);
+}
+
 static void catch_signals(struct daemon *d)
 {
     (void)signal(SIGPIPE, SIG_IGN);
@@ -214,6 +229,8 @@ static int run(struct config *config)
     if (start(&d, &err)) {
         fail(&d, &err);
     } else {
+        timer_init(&d.trim, d.loop, LOOP_PRIO_LOW, on_trim, &d);
+        timer_set(&d.trim, TRIM_FIRST_MS);
         loop_run(d.loop);
         log_info("daemon", "stopped");
     }

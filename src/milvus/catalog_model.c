@@ -456,11 +456,14 @@ static void item_put(struct cat_item *it, const struct change *ch)
 
 static void apply_item(struct cat_model *m, const struct change *ch)
 {
-    struct cat_collection *c = ch->gone ? coll_find(m, ch->a) : coll_need(m, ch->a);
+    struct cat_collection *c;
     struct cat_items *items;
     struct cat_item *it;
     bool stale;
 
+    if (ch->kind == KEY_FIELD && ch->b < FIRST_USER_FIELD)
+        return; /* RowID, Timestamp: every collection has them */
+    c = ch->gone ? coll_find(m, ch->a) : coll_need(m, ch->a);
     if (!c)
         return;
     items = ch->kind == KEY_FIELD ? &c->fields : &c->functions;
@@ -568,7 +571,7 @@ static void publish_partitions(struct cat_collection *c)
     struct src_collection *pub = &c->pub;
 
     free_partitions(pub);
-    pub->partitions = xcalloc(c->n_parts + 1, sizeof(*pub->partitions));
+    pub->partitions = c->n_parts ? xcalloc(c->n_parts, sizeof(*pub->partitions)) : NULL;
     for (size_t i = 0; i < c->n_parts; i++) {
         const struct cat_partition *p = &c->parts[i];
 

@@ -18,6 +18,8 @@
 
 struct err;
 
+enum { FIRST_USER_FIELD = 100 }; /* below are RowID 0 and Timestamp 1 */
+
 /* A field or function: the encoded value of its key. */
 struct cat_item {
     int64_t id, mod_revision;

@@ -27,8 +27,6 @@ enum {
     FUNCTION_OUTPUT_IDS = 8,
 };
 
-enum { FIRST_USER_FIELD = 100 }; /* below are RowID 0 and Timestamp 1 */
-
 /* Marks of a replica, for one cluster only: milvus pkg/common "replicate.id", ".endTS". */
 static bool is_replicate_property(const char *key, size_t len)
 {
@@ -107,7 +105,7 @@ static void info_set_shards(struct cat_info *info, const Pb__CollectionInfo *m)
     bool dense = numbers_are_dense(m);
 
     info->n_shards = m->n_virtual_channel_names;
-    info->shards = xcalloc(info->n_shards + 1, sizeof(*info->shards));
+    info->shards = info->n_shards ? xcalloc(info->n_shards, sizeof(*info->shards)) : NULL;
     for (size_t i = 0; i < info->n_shards; i++) {
         size_t at = dense ? shard_number(m->virtual_channel_names[i], i) : i;
         struct src_shard *s = &info->shards[at];
@@ -120,8 +118,10 @@ static void info_set_shards(struct cat_info *info, const Pb__CollectionInfo *m)
 
 static void info_set_properties(struct cat_info *info, const Pb__CollectionInfo *m)
 {
-    info->prop_keys = xcalloc(m->n_properties + 1, sizeof(*info->prop_keys));
-    info->prop_values = xcalloc(m->n_properties + 1, sizeof(*info->prop_values));
+    if (m->n_properties == 0)
+        return;
+    info->prop_keys = xcalloc(m->n_properties, sizeof(*info->prop_keys));
+    info->prop_values = xcalloc(m->n_properties, sizeof(*info->prop_values));
     for (size_t i = 0; i < m->n_properties; i++) {
         const Pb__KeyValuePair *p = m->properties[i];
 

@@ -280,7 +280,7 @@ static int set_wal(struct regdb *db, struct err *err)
             "registry %s: its file system does not allow SQLite's WAL mode (shared memory): "
             "set registry.path to a local disk",
             db->path);
-    return exec(db, "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON", err);
+    return exec(db, "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -512", err);
 }
 
 static int not_ours(struct regdb *db, struct err *err)

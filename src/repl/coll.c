@@ -17,6 +17,9 @@
 #include "base/log.h"
 #include "base/mem.h"
 
+/* Calls of one task at a time while it maps its collections: a thousand at once would only cost memory. */
+#define MAX_ENSURING 32
+
 static void on_retry(void *arg)
 {
     coll_kick(arg);
@@ -28,22 +31,40 @@ struct coll *coll_ref(struct coll *c)
     return c;
 }
 
+/* Where the partition is or belongs. */
+static size_t part_place(const struct coll *c, int64_t id)
+{
+    size_t lo = 0, hi = c->n_parts;
+
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+
+        if (c->parts[mid]->id < id)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
 static void part_free(struct coll *c, struct part *p)
 {
-    HASH_DEL(c->parts, p);
-    free(p->shards);
-    free(p->name);
+    size_t at = part_place(c, p->id);
+
+    memmove(c->parts + at, c->parts + at + 1, (c->n_parts - at - 1) * sizeof(struct part *));
+    c->n_parts--;
     free(p);
 }
 
 void coll_unref(struct coll *c)
 {
-    struct part *p, *tmp;
+    struct part *p;
 
     if (--c->refs > 0)
         return;
-    HASH_ITER(hh, c->parts, p, tmp)
+    COLL_EACH_PART(c, k, p)
         part_free(c, p);
+    free(c->parts);
     for (size_t i = 0; i < c->n_shards; i++) {
         free(c->shards[i].vchannel);
         free(c->shards[i].pchannel);
@@ -52,9 +73,6 @@ void coll_unref(struct coll *c)
     }
     free(c->shards);
     free(c->db);
-    free(c->name);
-    free(c->dst_db);
-    free(c->dst_name);
     free(c->trouble);
     free(c);
 }
@@ -95,15 +113,28 @@ void coll_count(struct coll *c, bool written, bool delete, uint64_t rows)
     (*m)->value += (double)rows;
 }
 
+void coll_set_names(struct coll *c, const char *db, const char *name, const char *dst_db, const char *dst_name)
+{
+    const char *from[] = {db, name, dst_db, dst_name};
+    char **to[] = {&c->db, &c->name, &c->dst_db, &c->dst_name};
+    size_t bytes = 0;
+    char *p;
+
+    for (int i = 0; i < 4; i++)
+        bytes += strlen(from[i]) + 1;
+    p = xmalloc(bytes);
+    for (int i = 0; i < 4; i++) {
+        *to[i] = p;
+        p = stpcpy(p, from[i]) + 1;
+    }
+}
+
 struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m,
                       const struct coll_join *joins)
 {
     struct coll *c = coll_alloc(t, sc->id, sc->n_shards);
 
-    c->db = xstrdup(sc->db_name);
-    c->name = xstrdup(sc->name);
-    c->dst_db = xstrdup(m->target_db);
-    c->dst_name = xstrdup(m->target_name);
+    coll_set_names(c, sc->db_name, sc->name, m->target_db, m->target_name);
     c->create_tt = sc->create_tt;
     c->pk_field_id = sc->pk_field_id;
     c->pk_is_string = sc->pk_is_string;
@@ -131,12 +162,16 @@ void coll_stored(struct coll *c)
 
 struct part *coll_part_new(struct coll *c, int64_t id, const char *name)
 {
-    struct part *p = xcalloc(1, sizeof(*p));
+    size_t at = part_place(c, id), shards = c->n_shards * sizeof(enum shard_drop);
+    struct part *p = xcalloc(1, sizeof(*p) + shards + strlen(name) + 1);
 
     p->id = id;
-    p->name = xstrdup(name);
-    p->shards = xcalloc(c->n_shards ? c->n_shards : 1, sizeof(*p->shards));
-    HASH_ADD(hh, c->parts, id, sizeof(p->id), p);
+    p->shards = (enum shard_drop *)(p + 1);
+    p->name = strcpy((char *)(p + 1) + shards, name);
+    c->parts = xrealloc(c->parts, (c->n_parts + 1) * sizeof(struct part *));
+    memmove(c->parts + at + 1, c->parts + at, (c->n_parts - at) * sizeof(struct part *));
+    c->parts[at] = p;
+    c->n_parts++;
     return p;
 }
 
@@ -156,12 +191,22 @@ static void shard_unlink(struct coll *c, struct shard *sh, struct store_batch *b
     stream_leave(sh->stream);
 }
 
+static void ensure_ended(struct coll *c)
+{
+    if (!c->ensuring)
+        return;
+    c->ensuring = false;
+    if (c->task->ensuring-- == MAX_ENSURING / 2)
+        task_kick_waiting(c->task);
+}
+
 void coll_detach(struct coll *c)
 {
     struct store *s = c->task->o.store;
 
     c->task->o.sink->ops->cancel(c->call);
     c->call = NULL;
+    ensure_ended(c);
     timer_release(&c->retry);
     c->state = COLL_GONE;
     if (c->storing) { /* its callback, which would drop the reference, comes no more */
@@ -242,7 +287,7 @@ static struct part *part_by_name(struct coll *c, const char *name)
 {
     struct part *p;
 
-    for (p = c->parts; p; p = p->hh.next)
+    COLL_EACH_PART(c, k, p)
         if (strcmp(p->name, name) == 0)
             return p;
     return NULL;
@@ -324,9 +369,9 @@ static void drop_orphans(struct coll *c, const struct src_collection *sc, const 
 /* Known ones: still the same on the target? One that is dropped there already has nothing left to do. */
 static int check_parts(struct coll *c, const struct sink_collection *d)
 {
-    struct part *p, *tmp;
+    struct part *p;
 
-    HASH_ITER(hh, c->parts, p, tmp) {
+    COLL_EACH_PART(c, k, p) {
         if (!p->dst_id || dst_part_id(d, p->name) == p->dst_id)
             continue;
         if (!p->dropping && !c->src_dropping)
@@ -407,6 +452,7 @@ static void on_ensured(void *arg, const struct err *err, const struct sink_colle
     struct repl_task *t = c->task;
 
     c->call = NULL;
+    ensure_ended(c);
     if (err && err->code == ERR_NOT_FOUND && (c->src_dropping || any_shard_dropped(c))) {
         coll_forget(c); /* dropped on the target already */
         return;
@@ -469,6 +515,8 @@ static void coll_ensure(struct coll *c)
     c->may_exist |= create;
     c->creating = create && c->state == COLL_MAPPING;
     c->verifying_gen = t->o.hub->sink->ops->generation(t->o.hub->sink); /* of the connection that data takes */
+    c->ensuring = true;
+    t->ensuring++;
     c->call = t->o.sink->ops->ensure_collection(t->o.sink, sc, c->dst_db, c->dst_name, create, on_ensured, c);
     free(shards);
 }
@@ -504,10 +552,9 @@ bool coll_drop_open(const struct coll *c)
 
 struct part *coll_part(struct coll *c, int64_t id)
 {
-    struct part *p;
+    size_t at = part_place(c, id);
 
-    HASH_FIND(hh, c->parts, &id, sizeof(id), p);
-    return p;
+    return at < c->n_parts && c->parts[at]->id == id ? c->parts[at] : NULL;
 }
 
 static void begin_drop(struct coll *c)
@@ -618,7 +665,7 @@ void coll_on_gap(struct coll *c)
         coll_kick(c);
         return;
     }
-    for (p = c->parts; p; p = p->hh.next) {
+    COLL_EACH_PART(c, k, p) {
         const struct src_partition *sp = find_part(sc, p->id);
         if (p->dst_id && (!sp || sp->state == SRC_DROPPING) && !c->task->o.ignore_partition)
             force_part_drop(c, p);
@@ -627,6 +674,8 @@ void coll_on_gap(struct coll *c)
 
 void coll_stream_reset(struct coll *c, const struct stream *s)
 {
+    struct part *p;
+
     for (size_t i = 0; i < c->n_shards; i++) {
         if (c->shards[i].stream != s)
             continue;
@@ -634,7 +683,7 @@ void coll_stream_reset(struct coll *c, const struct stream *s)
             c->shards[i].drop = SHARD_ALIVE;
             c->made_drops = false;
         }
-        for (struct part *p = c->parts; p; p = p->hh.next)
+        COLL_EACH_PART(c, k, p)
             if (p->shards[i] == SHARD_DROP_QUEUED) {
                 p->shards[i] = SHARD_ALIVE;
                 p->forced = false;
@@ -705,7 +754,9 @@ static bool drop_kick(struct coll *c)
         c->call = s->ops->drop_collection(s, c->dst_db, c->dst_name, c->shards[0].drop_tt, on_dropped, c);
         return true;
     }
-    for (p = c->parts; p && c->state == COLL_ACTIVE; p = p->hh.next)
+    if (c->state != COLL_ACTIVE)
+        return false;
+    COLL_EACH_PART(c, k, p)
         if (part_ready(c, p)) {
             c->call_part = p;
             c->call = s->ops->drop_partition(s, c->dst_db, c->dst_name, p->name, p->drop_tt, on_part_dropped, c);
@@ -803,7 +854,8 @@ void coll_kick(struct coll *c)
         return;
     switch (c->state) {
     case COLL_MAPPING:
-        map_kick(c);
+        if (c->task->ensuring < MAX_ENSURING) /* else it is kicked when there are fewer */
+            map_kick(c);
         return;
     case COLL_ACTIVE:
     case COLL_DROPPING:

@@ -69,8 +69,8 @@ void coll_put(struct coll *c, struct store_batch *b)
 
     for (size_t i = 0; i < c->n_shards; i++)
         json_array_append_new(shards, shard_json(&c->shards[i]));
-    for (struct part *p = c->parts; p; p = p->hh.next)
-        json_array_append_new(parts, part_json(c, p));
+    for (size_t i = 0; i < c->n_parts; i++)
+        json_array_append_new(parts, part_json(c, c->parts[i]));
     json_object_set_new(o, "shards", shards);
     json_object_set_new(o, "partitions", parts);
     text = json_dumps(o, JSON_COMPACT);
@@ -132,21 +132,22 @@ struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_
 {
     json_t *o = json_loads(rec->json, 0, NULL);
     const json_t *shards = json_object_get(o, "shards"), *parts = json_object_get(o, "partitions");
+    static const char *const keys[] = {"db", "name", "dst_db", "dst_name"};
+    const char *names[4];
     struct coll *c;
     size_t i;
     json_t *e;
 
-    if (!json_is_array(shards) || !json_is_string(json_object_get(o, "name"))) {
+    for (i = 0; i < 4; i++)
+        names[i] = json_string_value(json_object_get(o, keys[i]));
+    if (!json_is_array(shards) || !names[0] || !names[1] || !names[2] || !names[3]) {
         json_decref(o);
         err_set(err, ERR_PROTO, ERRC_USER, "the registry's record of collection %lld cannot be read",
                 (long long)rec->id);
         return NULL;
     }
     c = coll_alloc(t, rec->id, json_array_size(shards));
-    c->db = xstrdup(json_string_value(json_object_get(o, "db")));
-    c->name = xstrdup(json_string_value(json_object_get(o, "name")));
-    c->dst_db = xstrdup(json_string_value(json_object_get(o, "dst_db")));
-    c->dst_name = xstrdup(json_string_value(json_object_get(o, "dst_name")));
+    coll_set_names(c, names[0], names[1], names[2], names[3]);
     c->dst_id = (int64_t)json_u64(o, "dst_id");
     c->create_tt = json_u64(o, "create_tt");
     c->pk_field_id = (int64_t)json_u64(o, "pk_field");

@@ -260,7 +260,8 @@ void link_on_tick(struct link *l, struct wal_pos pos, uint64_t tt)
         queue_tick(l, pos, tt);
         l->tick_read = tt;
     }
-    tchan_kick(l->tchan);
+    if (!tchan_rests(l->tchan))
+        tchan_kick(l->tchan);
 }
 
 /* ---- life --------------------------------------------------------------------------------------- */

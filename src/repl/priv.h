@@ -188,6 +188,7 @@ struct tchan {
     uint64_t last_tick_ms;     /* monotonic, when a tick was last built */
     uint64_t low_tick;         /* so many links hold the channel's tick down to this; 0 links: not known */
     size_t low_links;
+    bool resting;              /* the timer is armed for the end of the interval */
     struct timer tick_timer, retry_timer, skip_timer;
     struct store *load_store;  /* the tick is being asked for here */
     struct backoff backoff;
@@ -217,6 +218,7 @@ struct repl_hub {
 struct tchan *hub_tchan(struct repl_hub *h, const char *name);
 int64_t hub_new_msg_id(struct repl_hub *h);
 /* Builds and sends if it can. */
+bool tchan_rests(const struct tchan *tc);
 void tchan_kick(struct tchan *tc);
 struct tchan *tchan_new(struct repl_hub *h, const char *name);
 void tchan_free(struct tchan *tc);
@@ -319,9 +321,8 @@ struct shard {
 };
 
 struct part {
-    UT_hash_handle hh;
     int64_t id, dst_id;          /* dst_id 0: not mapped */
-    char *name;
+    char *name;                  /* in the same allocation, as shards */
     bool dropping, forced;
     uint64_t drop_tt;
     enum shard_drop *shards;     /* n_shards of the collection */
@@ -332,14 +333,15 @@ struct coll {
     struct repl_task *task;
     unsigned refs;
     int64_t id, dst_id;
-    char *db, *name, *dst_db, *dst_name;
+    char *db, *name, *dst_db, *dst_name; /* one allocation: see coll_set_names() */
     uint64_t create_tt;
     enum coll_state state;
     int64_t pk_field_id;
     bool pk_is_string;
     struct shard *shards;
     size_t n_shards;
-    struct part *parts;
+    struct part **parts;         /* by id; an array, since most have one partition */
+    size_t n_parts;
     uint64_t verified_gen;       /* sink generation at the last check; 0: check before the next use */
     uint64_t verifying_gen;
     bool reensure;               /* partitions appeared: make and map them */
@@ -353,12 +355,15 @@ struct coll {
     uint64_t asked_round;
     struct part *call_part;      /* whose drop call is under way */
     struct sink_call *call;
+    bool ensuring;               /* call makes or checks it */
     struct timer retry;
     struct backoff backoff;
     char *trouble;
     struct metric *m_rows[2][2]; /* read, written; insert, delete. NULL until there is one: most are idle */
 };
 
+/* Each partition in turn, from the last to the first: the body may free p. */
+#define COLL_EACH_PART(c, k, p) for (size_t k = (c)->n_parts; k-- > 0 && ((p) = (c)->parts[k], true);)
 /* Counts rows that were read (or written) in a message of so many bytes. */
 void coll_count(struct coll *c, bool written, bool delete, uint64_t rows);
 void link_count(struct link *l, bool written, unsigned type, size_t bytes);
@@ -376,6 +381,7 @@ struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, cons
 /* The empty object, and a new partition of it (coll.c), for those that read records. */
 struct coll *coll_alloc(struct repl_task *t, int64_t id, size_t n_shards);
 struct part *coll_part_new(struct coll *c, int64_t id, const char *name);
+void coll_set_names(struct coll *c, const char *db, const char *name, const char *dst_db, const char *dst_name);
 struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_rec *rec, struct err *err);
 /* Adds its record to the batch / stores it in a commit of its own. */
 void coll_put(struct coll *c, struct store_batch *b);
@@ -461,6 +467,7 @@ struct repl_task {
     uint64_t counted;           /* number of the last request that was counted */
     struct metric *m_requests;
     uint64_t ticks_stored_ms;   /* monotonic, when progress by ticks alone was last stored */
+    unsigned ensuring;          /* collections that are being made or checked on the target */
     struct timer ckpt_timer, start_timer, stop_timer, kick_timer, fatal_timer;
     struct backoff start_backoff;
     store_done_fn started;

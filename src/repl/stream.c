@@ -13,6 +13,8 @@
 #include "base/log.h"
 #include "base/mem.h"
 
+#define TURN_MSGS 256 /* handled in one go */
+
 enum verdict { HANDLED, STALL };
 
 static void on_batch(void *arg, const struct wal_msg *msgs, size_t n, bool caught_up);
@@ -433,6 +435,8 @@ static bool stream_full(const struct stream *s)
 {
     const struct link *l;
 
+    if (!s->task->held)
+        return false; /* an idle task has nothing but ticks */
     LIST_FOREACH(l, &s->links, of_stream) {
         if (!l->queued_bytes)
             continue;
@@ -457,7 +461,7 @@ static void stream_set_paused(struct stream *s, bool pause)
 static void stream_drain(struct stream *s)
 {
     struct pending *p;
-    unsigned budget = 256;
+    unsigned budget = TURN_MSGS;
 
     if (s->draining)
         return;
@@ -485,6 +489,30 @@ static void stream_drain(struct stream *s)
     stream_set_paused(s, s->state == STREAM_STALLED || !STAILQ_EMPTY(&s->pending) || stream_full(s));
 }
 
+/*
+ * Handles messages as they come, as long as nothing waits before them: most are ticks. Returns the number of those that
+ * are done with: all, when the stream does not read any more.
+ */
+static size_t stream_pass(struct stream *s, const struct wal_msg *msgs, size_t n)
+{
+    size_t i = 0;
+
+    if (s->draining || !STAILQ_EMPTY(&s->pending))
+        return 0;
+    s->draining = true;
+    while (i < n && i < TURN_MSGS && s->state == STREAM_OPEN && !s->task->fatal && !stream_full(s)) {
+        enum verdict v = dispatch(s, &msgs[i]);
+
+        if (v == STALL && s->state == STREAM_OPEN)
+            s->state = STREAM_STALLED;
+        if (v == STALL || s->state != STREAM_OPEN)
+            break;
+        s->read = msgs[i++].pos;
+    }
+    s->draining = false;
+    return s->state == STREAM_OPEN || s->state == STREAM_STALLED ? i : n;
+}
+
 void stream_kick(struct stream *s)
 {
     if (s->state == STREAM_RESETTING && !timer_armed(&s->reset_timer))
@@ -505,7 +533,7 @@ static void on_batch(void *arg, const struct wal_msg *msgs, size_t n, bool caugh
     struct stream *s = arg;
 
     (void)caught_up;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = stream_pass(s, msgs, n); i < n; i++) {
         struct pending *p = xmalloc(sizeof(*p));
         p->msg = msgs[i];
         buf_ref(p->msg.buf);

@@ -169,9 +169,11 @@ static bool is_mapping(const struct coll *c)
 
 static bool has_drop(const struct coll *c)
 {
+    const struct part *p;
+
     if (c->state == COLL_DROPPING || c->forced)
         return true;
-    for (const struct part *p = c->parts; p; p = p->hh.next)
+    COLL_EACH_PART(c, k, p)
         if (p->dropping)
             return true;
     return false;

@@ -403,8 +403,9 @@ static bool tick_interval_over(struct tchan *tc)
 
     if (now / interval != tc->last_tick_ms / interval)
         return true;
-    if (!timer_armed(&tc->tick_timer))
+    if (!tc->resting)
         timer_set(&tc->tick_timer, interval - now % interval);
+    tc->resting = true;
     return false;
 }
 
@@ -909,7 +910,14 @@ static void on_timer(void *arg)
     struct tchan *tc = arg;
 
     tc->low_links = 0;
+    tc->resting = false;
     tchan_kick(tc);
+}
+
+/* Nothing but ticks that are not due: the timer goes on. */
+bool tchan_rests(const struct tchan *tc)
+{
+    return tc->resting && !tc->rows_queued && !tc->row_built;
 }
 
 void tchan_kick(struct tchan *tc)
@@ -992,9 +1000,11 @@ static void tchan_load(struct tchan *tc)
 {
     struct store *s = tc->keep_store;
 
+    if (tc->tick_loaded || tc->load_store)
+        return;
     if (!LIST_EMPTY(&tc->links))
         s = LIST_FIRST(&tc->links)->stream->task->o.store;
-    if (tc->tick_loaded || tc->load_store || !s)
+    if (!s)
         return;
     tc->load_store = s;
     s->ops->load_tick(s, tc->hub->key, tc->name, on_tick_loaded, tc);
