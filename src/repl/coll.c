@@ -339,7 +339,9 @@ static void drop_orphan(struct coll *c, struct part *p, int64_t dst_id)
 
 static bool dst_id_taken(const struct coll *c, int64_t dst_id)
 {
-    for (const struct part *p = c->parts; p; p = p->hh.next)
+    const struct part *p;
+
+    COLL_EACH_PART(c, k, p)
         if (p->dst_id == dst_id)
             return true;
     return false;
@@ -358,10 +360,10 @@ static void drop_orphans(struct coll *c, const struct src_collection *sc, const 
         if (sp->state == SRC_DROPPING && dst_part_id(d, sp->name) && !part_by_name(c, sp->name))
             drop_orphan(c, coll_part_new(c, sp->id, sp->name), dst_part_id(d, sp->name));
     }
-    for (p = c->parts; sc && p; p = p->hh.next) {
+    COLL_EACH_PART(c, k, p) {
         const struct src_partition *sp = find_part(sc, p->id);
         int64_t dst_id = dst_part_id(d, p->name);
-        if (!p->dst_id && dst_id && (!sp || sp->state == SRC_DROPPING) && !dst_id_taken(c, dst_id))
+        if (sc && !p->dst_id && dst_id && (!sp || sp->state == SRC_DROPPING) && !dst_id_taken(c, dst_id))
             drop_orphan(c, p, dst_id);
     }
 }
@@ -421,6 +423,14 @@ static bool any_shard_dropped(const struct coll *c)
 
 static void want_parts(struct coll *c, const struct src_collection *sc);
 
+static bool reads_over_gap(const struct coll *c)
+{
+    for (size_t i = 0; i < c->n_shards; i++)
+        if (c->shards[i].stream->from_earliest)
+            return true;
+    return false;
+}
+
 static void coll_mapped(struct coll *c)
 {
     bool first = c->state == COLL_MAPPING;
@@ -443,6 +453,8 @@ static void coll_mapped(struct coll *c)
     ops_kick(c->task->ops);
     if (!c->task->o.ignore_partition) /* of those made while we asked, or while the task did not run, no event comes */
         want_parts(c, c->task->o.catalog->ops->get(c->task->o.catalog, c->id));
+    if (first && reads_over_gap(c))
+        coll_on_gap(c);
     coll_kick(c);
 }
 
@@ -659,7 +671,7 @@ void coll_on_gap(struct coll *c)
     struct part *p;
 
     if (c->state != COLL_ACTIVE && c->state != COLL_DROPPING)
-        return; /* when it is mapped, its facts are looked at */
+        return; /* comes again when it is mapped */
     if (!sc || sc->state == SRC_DROPPING) {
         c->forced = true;
         coll_kick(c);

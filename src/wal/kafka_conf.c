@@ -186,9 +186,9 @@ static int set_sasl(rd_kafka_conf_t *conf, const struct kafka_options *o, struct
 
 static int set_tls(rd_kafka_conf_t *conf, const struct kafka_options *o, struct err *err)
 {
-    const struct setting files[] = {{"ssl.tlsCaCert", "ssl.ca.location", o->ca_path},
-                                    {"ssl.tlsCert", "ssl.certificate.location", o->cert_path},
-                                    {"ssl.tlsKey", "ssl.key.location", o->key_path}};
+    const struct setting files[] = {{"tlsCACertPath", "ssl.ca.location", o->ca_path},
+                                    {"tlsCertPath", "ssl.certificate.location", o->cert_path},
+                                    {"tlsKeyPath", "ssl.key.location", o->key_path}};
 
     for (size_t i = 0; i < 3; i++)
         if (given(files[i].value) && access(files[i].value, R_OK) != 0)
@@ -196,7 +196,7 @@ static int set_tls(rd_kafka_conf_t *conf, const struct kafka_options *o, struct 
                            files[i].key, files[i].value);
     if (set_all(conf, files, 3, err))
         return ERR_INVALID;
-    return set_all(conf, (const struct setting[]){{"ssl.tlsKeyPassword", "ssl.key.password", o->key_password}}, 1, err);
+    return set_all(conf, (const struct setting[]){{"tlsKeyPassword", "ssl.key.password", o->key_password}}, 1, err);
 }
 
 /* Why a property is not the user's to set, or NULL. */
@@ -316,7 +316,7 @@ int kafka_conf_check(const rd_kafka_conf_t *conf, const char *brokers, struct er
     if (!rk) {
         rd_kafka_conf_destroy(copy);
         return err_set(err, ERR_INVALID, ERRC_USER, "sourceConfig.kafka.%s: %s",
-                       strstr(why, "ssl.") || strstr(why, "certificate") ? "ssl" : "consumer", why);
+                       strstr(why, "ssl.") || strstr(why, "certificate") ? "tlsCertPath" : "consumer", why);
     }
     rd_kafka_destroy_flags(rk, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
     return 0;

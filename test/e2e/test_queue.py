@@ -5,6 +5,7 @@ import subprocess
 import pytest
 from compare import compare
 from conftest import QUEUE
+from pymilvus import utility
 from servers import ApiError, free_port, wait_for
 
 pytestmark = pytest.mark.every_queue
@@ -51,11 +52,17 @@ def same_rows(lab, t):
 def test_removed_position(lab, cdc):
     """Nothing is skipped in silence; a user may accept the gap."""
     task = lab.create(cdc, ["*"])
-    t = lab.table("a")
+    t, gone = lab.table("a"), lab.table("gone")
+    t.collection.create_partition("gone")
     t.put(5)
-    lab.equal(cdc, task, [t])
+    gone.put(5)
+    lab.equal(cdc, task, [t, gone])
     cdc.api("pause", task_id=task)
     t.put(7)
+    t.collection.release()
+    t.collection.drop_partition("gone")
+    t.collection.load()
+    utility.drop_collection(gone.name, using=lab.source.alias())
     remove_all(lab)
     cdc.api("resume", task_id=task)
     wait_for("the loss is told", lambda: cdc.task(task)["state"] == "Paused", 60)
@@ -69,6 +76,9 @@ def test_removed_position(lab, cdc):
     cdc.wait_caught_up(task, 120)
     assert cdc.task(task)["state"] == "Running"
     assert lab.wait_on_target("the rows behind the gap", lambda: lab.target.count(t.name) == 5 + 11)
+    # their drop messages were in the gap
+    assert lab.wait_on_target("the drop of the partition", lambda: lab.target.partitions(t.name) == ["_default"])
+    assert lab.wait_on_target("the drop of the collection", lambda: not lab.target.has(gone.name))
     cdc.restart(hard=True)  # the gap is behind us for good
     t.put(3)
     cdc.wait_caught_up(task, 120)

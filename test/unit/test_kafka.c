@@ -112,14 +112,14 @@ static void test_tls_files(void **state)
     (void)state;
     assert_true(fd >= 0);
     close(fd);
-    refused(&o, "sourceConfig.kafka.ssl.tlsCaCert: the file /nowhere/ca.pem");
+    refused(&o, "sourceConfig.kafka.tlsCACertPath: the file /nowhere/ca.pem");
     o.ca_path = path; /* without a certificate in it */
-    refused(&o, "sourceConfig.kafka.ssl");
+    refused(&o, "sourceConfig.kafka.tls");
     o.ca_path = NULL;
     accepted(&o);
     o.cert_path = path;
     o.key_password = "hush";
-    refused(&o, "sourceConfig.kafka.ssl");
+    refused(&o, "sourceConfig.kafka.tls");
     unlink(path);
 }
 
