@@ -511,7 +511,9 @@ static void names_are_no_identity(void **state)
     create(&b);
     WAIT_FOR(loop, get(c, 51) && get(c, 51)->state == SRC_ALIVE);
     assert_int_equal(get(c, 50)->state, SRC_DROPPING);
-    assert_string_equal(log.text, "50:D:default.same;51:C:default.same;51:A:default.same;");
+    /* what etcd answered together is shown together: perhaps without 51:C */
+    assert_ptr_equal(strstr(log.text, "50:D:default.same;51:"), log.text);
+    assert_non_null(strstr(log.text, "51:A:default.same;"));
     b.name = "renamed";
     put_coll(&b);
     WAIT_FOR(loop, strcmp(get(c, 51)->name, "renamed") == 0);
