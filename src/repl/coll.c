@@ -101,7 +101,8 @@ static struct metric *rows_metric(const struct coll *c, bool written, bool delet
     return metric_get(METRIC_COUNTER, "milvus_cdc_replicate_data_cnt", "rows",
                       METRIC_LABELS({"task_id", c->task->o.id}, {"collection_id", id},
                                     {"collection_name", written ? c->dst_name : c->name},
-                                    {"op_type", written ? "write" : "read"}, {"api_type", delete ? "delete" : "insert"}));
+                                    {"op_type", written ? "write" : "read"},
+                                    {"api_type", delete ? "delete" : "insert"}));
 }
 
 void coll_count(struct coll *c, bool written, bool delete, uint64_t rows)
