@@ -1,8 +1,8 @@
 /*
  * conn.h - one client connection (TCP, TLS if asked) whose bytes go straight into the caller's memory.
  *
- * For protocols with large frames: the owner reads into the frame that it is building, nothing is buffered here on the way
- * in. Output is queued without a limit: it is meant for small commands.
+ * For protocols with large frames: the owner reads into the frame that it is building, nothing is buffered here on
+ * the way in. Output is queued without a limit: it is meant for small commands.
  * Contract: callbacks never come from inside a call of the owner, none after conn_close().  Thread  loop thread only.
  */
 #ifndef NET_CONN_H

@@ -76,8 +76,8 @@ struct wal_reader_cbs {
 
 struct wal_start {
     bool earliest;      /* from the first message that exists; pos is not looked at */
-    bool handled;       /* pos itself is not needed: where ids are dense (Kafka, NATS) it is enough that the one behind
-                           it exists, or that nothing was removed but pos. It is delivered where it is there */
+    bool handled;       /* pos itself is not needed and may be left out: where ids are dense (Kafka, NATS) it need not
+                           exist any more, as long as nothing behind it was removed */
     struct wal_pos pos; /* from this message, inclusive. It must still exist, else LOST: with an inclusive
                            start a reader can prove that nothing is missing, since ids need not be dense */
 };

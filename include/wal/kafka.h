@@ -16,9 +16,10 @@
  *            not. A last record of a transaction (Milvus has none) is not a message: starting there is LOST.
  * on_batch   n = 0 with caught_up is possible: the end was reached, or the topic is empty or not there. Records
  *            without a value are skipped.
- * Memory     librdkafka prefetches fetch_bytes in all, and for each busy topic at least one record; what was handed
- *            over counts for its holder. A record of 16 KiB or more is not copied: it holds what the broker sent or
- *            packed together with it (at most fetch_bytes / 4, or one batch of the producer).
+ * Memory     librdkafka prefetches fetch_bytes in all (or one batch of the producer for each of the 16 topics that may
+ *            have data waiting at a time, if those are bigger). What was handed over counts for its holder. A record
+ *            of 16 KiB or more is not copied: it holds what the broker sent or packed together with it (at most
+ *            fetch_bytes / 4, or one batch).
  * Trouble    RETRY is told when reading does not work for a second: no broker, credentials refused (librdkafka goes
  *            on trying: also a broker that starts refuses), no leader. LOST and DATA (a damaged batch, with its
  *            offset) end a reader. A topic made anew while it is read and already longer than our place is not seen
@@ -37,13 +38,14 @@ struct wal_port;
 struct kafka_options {
     const char *brokers;           /* "host:port,host:port" */
     const char *security_protocol; /* NULL or "": PLAINTEXT; SASL_PLAINTEXT, SSL, SASL_SSL, any case */
-    /* PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; NULL or "": none */
+    /* PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; NULL or "": none. SCRAM of librdkafka before 2.6.1 (Debian 12 has 2.0.2) is
+     * refused by recent brokers, Kafka 4.3.1 for one; the trouble's text says so. */
     const char *sasl_mechanisms, *sasl_username, *sasl_password;
     const char *ca_path, *cert_path, *key_path, *key_password; /* PEM files; NULL or "": none */
     /* More consumer settings of librdkafka: name, value, name, value, NULL; may be NULL. Those that would break what
      * this reader relies on are refused. */
     const char *const *properties;
-    size_t fetch_bytes; /* 0: 16 MiB; at least 1 MiB */
+    size_t fetch_bytes; /* 0: 16 MiB; taken as 4 to 256 MiB */
 };
 
 /*

@@ -32,7 +32,7 @@ class Lab:
         self.queue = queues.make(queue, self.folder).start()
         self.source = Milvus("source", self.folder / "source", etcd=self.etcd.address, queue=self.queue).start()
         self.side = Side("source", self.source.address)
-        self.serial = 0
+        self.serial, self.topic = 0, None  # topic: holds the large rows of one channel
 
     def name(self, text):
         self.serial += 1

@@ -12,7 +12,8 @@ BIN = ROOT / "build" / "nats"
 
 def find_nats_server():
     """$NATS_SERVER, else the Debian package's, else built from its Go module."""
-    given = os.environ.get("NATS_SERVER") or shutil.which("nats-server") or shutil.which("nats-server", path="/usr/sbin")
+    path = os.environ.get("PATH", "") + ":/usr/sbin"
+    given = os.environ.get("NATS_SERVER") or shutil.which("nats-server", path=path)
     if given:
         return given
     built = BIN / "nats-server"

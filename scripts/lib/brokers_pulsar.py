@@ -54,16 +54,16 @@ def make_tls(folder):
     openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", "key1.pem", "-out", "req.pem", "-subj", "/CN=localhost")
     openssl("pkcs8", "-topk8", "-nocrypt", "-in", "key1.pem", "-out", "key.pem")
     (folder / "ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    openssl("x509", "-req", "-in", "req.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "cert.pem",
-            "-days", "30", "-extfile", "ext")
+    openssl("x509", "-req", "-in", "req.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out",
+            "cert.pem", "-days", "30", "-extfile", "ext")
     return folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
 
 
 class Pulsar(Process):
     """
     One broker, bookie and metadata store in a process of 512 MB heap. Ready in some 10 s. settings: keys of
-    standalone.conf; the default keeps nothing longer than its subscriptions need. token, secret: from make_token(), for a
-    broker that demands one. tls: from make_tls(), for a second port.
+    standalone.conf; the default keeps nothing longer than its subscriptions need. token, secret: from make_token(), for
+    a broker that demands one. tls: from make_tls(), for a second port.
     """
 
     def __init__(self, folder, name="pulsar", keep=False, token=None, secret=None, tls=None, **settings):
@@ -77,8 +77,8 @@ class Pulsar(Process):
         if tls:
             self.tls_port = free_port()
             self.tls_address = f"pulsar+ssl://127.0.0.1:{self.tls_port}"
-            settings.update(brokerServicePortTls=self.tls_port, tlsTrustCertsFilePath=tls[0], tlsCertificateFilePath=tls[1],
-                            tlsKeyFilePath=tls[2])
+            settings.update(brokerServicePortTls=self.tls_port, tlsTrustCertsFilePath=tls[0],
+                            tlsCertificateFilePath=tls[1], tlsKeyFilePath=tls[2])
         self.port, self.web_port, self.bookie_port = free_port(), free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.web = f"http://127.0.0.1:{self.web_port}"

@@ -319,6 +319,8 @@ static void map_new_parts(struct coll *c, const struct src_collection *sc, const
     }
 }
 
+static const struct src_partition *find_part(const struct src_collection *sc, int64_t id);
+
 static void begin_part_drop(struct coll *c, struct part *p)
 {
     if (p->dropping)
@@ -327,20 +329,41 @@ static void begin_part_drop(struct coll *c, struct part *p)
     c->task->drops_open++;
 }
 
-/* Dropped on the source while it was being made on the target: no row was ever sent for it, only the call is left. */
+static void drop_orphan(struct coll *c, struct part *p, int64_t dst_id)
+{
+    p->dst_id = dst_id;
+    p->forced = true;
+    begin_part_drop(c, p);
+    for (size_t k = 0; k < c->n_shards; k++)
+        p->shards[k] = SHARD_DROP_SENT;
+}
+
+static bool dst_id_taken(const struct coll *c, int64_t dst_id)
+{
+    for (const struct part *p = c->parts; p; p = p->hh.next)
+        if (p->dst_id == dst_id)
+            return true;
+    return false;
+}
+
+/*
+ * Dropped on the source while it was being made on the target: no row was ever sent for it, only the call is left. A
+ * record that was written in between knows it as not made.
+ */
 static void drop_orphans(struct coll *c, const struct src_collection *sc, const struct sink_collection *d)
 {
+    struct part *p;
+
     for (size_t i = 0; sc && i < sc->n_partitions; i++) {
         const struct src_partition *sp = &sc->partitions[i];
-        struct part *p;
-        if (sp->state != SRC_DROPPING || coll_part(c, sp->id) || !dst_part_id(d, sp->name) || part_by_name(c, sp->name))
-            continue;
-        p = coll_part_new(c, sp->id, sp->name);
-        p->dst_id = dst_part_id(d, sp->name);
-        p->forced = true;
-        begin_part_drop(c, p);
-        for (size_t k = 0; k < c->n_shards; k++)
-            p->shards[k] = SHARD_DROP_SENT;
+        if (sp->state == SRC_DROPPING && dst_part_id(d, sp->name) && !part_by_name(c, sp->name))
+            drop_orphan(c, coll_part_new(c, sp->id, sp->name), dst_part_id(d, sp->name));
+    }
+    for (p = c->parts; sc && p; p = p->hh.next) {
+        const struct src_partition *sp = find_part(sc, p->id);
+        int64_t dst_id = dst_part_id(d, p->name);
+        if (!p->dst_id && dst_id && (!sp || sp->state == SRC_DROPPING) && !dst_id_taken(c, dst_id))
+            drop_orphan(c, p, dst_id);
     }
 }
 
@@ -398,7 +421,6 @@ static bool any_shard_dropped(const struct coll *c)
 }
 
 static void want_parts(struct coll *c, const struct src_collection *sc);
-static const struct src_partition *find_part(const struct src_collection *sc, int64_t id);
 
 static void coll_mapped(struct coll *c)
 {

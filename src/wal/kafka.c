@@ -26,19 +26,13 @@ struct kclient *kafka_client(struct kafka *w)
 
 /* ---- end() ----------------------------------------------------------------------------------- */
 
-static bool is_absent(rd_kafka_resp_err_t err)
-{
-    return err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART || err == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC ||
-           err == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION;
-}
-
 static void on_end(struct kafka *w, struct kask *a)
 {
     struct err err;
 
     if (!a->done)
         return;
-    if (a->err && !is_absent(a->err)) {
+    if (a->err && !kask_absent(a->err)) {
         khealth_error(w, a->topic, a->err, NULL, &err);
         a->done(a->arg, &err, false, WAL_POS_NONE);
     } else if (a->err || a->low >= a->high) {

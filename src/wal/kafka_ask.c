@@ -40,6 +40,12 @@ bool kask_reached(rd_kafka_resp_err_t err)
     }
 }
 
+bool kask_absent(rd_kafka_resp_err_t err)
+{
+    return err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART || err == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC ||
+           err == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION;
+}
+
 /* ---- in the helper -------------------------------------------------------------------------------- */
 
 /*

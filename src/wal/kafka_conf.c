@@ -13,7 +13,7 @@
 
 enum {
     FETCH_DEFAULT = 16 << 20,
-    FETCH_MIN = 1 << 20,
+    FETCH_MIN = 4 << 20, /* an answer has at least message.max.bytes, 1 MB */
     FETCH_MAX = 256 << 20, /* an answer stays below receive.message.max.bytes, 100 MB */
     MIN_BUSY = 4,
 };

@@ -22,8 +22,8 @@ enum {
 /* ---- texts ------------------------------------------------------------------------------------------ */
 
 /*
- * Before 2.6.1 librdkafka repeats its nonce in SCRAM's last message (confluentinc/librdkafka#4895); older brokers let that
- * pass, Kafka 4.3.1 answers "invalid credentials".
+ * Before 2.6.1 librdkafka repeats its nonce in SCRAM's last message (confluentinc/librdkafka#4895). Older brokers let
+ * that pass; Kafka 4.3.1 answers "invalid credentials".
  */
 static bool scram_may_be_too_old(const struct kafka *w)
 {
@@ -161,8 +161,7 @@ bool khealth_tell(struct wal_reader *r)
 
 static void probed_reader(struct wal_reader *r, rd_kafka_resp_err_t err)
 {
-    bool waits = r->earliest && (err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART ||
-                                 err == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC || err == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION);
+    bool waits = r->earliest && kask_absent(err);
 
     if (err && !waits) {
         khealth_failed(r, err, NULL);

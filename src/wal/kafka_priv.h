@@ -110,6 +110,8 @@ void kask_forget_end(struct kafka *w, void *arg);
 void kask_free_all(struct kafka *w);
 /* The broker did answer, only not what was hoped for. */
 bool kask_reached(rd_kafka_resp_err_t err);
+/* There is no such topic. */
+bool kask_absent(rd_kafka_resp_err_t err);
 
 /* ---- readers ------------------------------------------------------------------------------- */
 

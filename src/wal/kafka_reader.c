@@ -65,17 +65,17 @@ static void finish(struct wal_reader *r, const struct err *err)
 static void finish_lost(struct wal_reader *r, const struct kask *a)
 {
     struct err err;
-    char exists[100] = "";
-    long long hole = r->hole;
+    char exists[100];
 
     if (!a->err && a->low < a->high)
         snprintf(exists, sizeof(exists), "%lld to %lld exist", (long long)a->low, (long long)a->high - 1);
     else if (!a->err)
         snprintf(exists, sizeof(exists), "the topic is empty, its next offset is %lld", (long long)a->high);
     else
-        snprintf(exists, sizeof(exists), "the first that exists is %lld", hole);
-    err_set(&err, ERR_GONE, ERRC_LOST, "Kafka topic %s: offset %lld is gone: %s (retention, or the topic was made anew)",
-            kreader_topic(r), (long long)r->next, exists);
+        snprintf(exists, sizeof(exists), "the first that exists is %lld", (long long)r->hole);
+    err_set(&err, ERR_GONE, ERRC_LOST,
+            "Kafka topic %s: offset %lld is gone: %s (retention, or the topic was made anew)", kreader_topic(r),
+            (long long)r->next, exists);
     finish(r, &err);
 }
 
@@ -155,7 +155,7 @@ static void on_checked(struct kafka *w, struct kask *a)
 
 struct slice {
     rd_kafka_message_t *from[SLICE_MSGS];
-    size_t n_from, i; /* i: the one being looked at */
+    size_t n_from, i; /* from[i] is looked at; those before it are given away */
     struct wal_msg msgs[SLICE_MSGS];
     size_t n, bytes;
     struct buf *slab; /* the small ones; one reference is ours */
@@ -249,12 +249,6 @@ static bool take_eof(struct wal_reader *r, struct slice *s, int64_t offset)
     return false;
 }
 
-static bool is_absent(rd_kafka_resp_err_t err)
-{
-    return err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART || err == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC ||
-           err == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION;
-}
-
 /* True: goes on. */
 static bool take_error(struct wal_reader *r, struct slice *s, const rd_kafka_message_t *m)
 {
@@ -271,7 +265,7 @@ static bool take_error(struct wal_reader *r, struct slice *s, const rd_kafka_mes
         finish_data(r, m);
         return false;
     default:
-        if (is_absent(m->err) && !r->begun && r->earliest)
+        if (kask_absent(m->err) && !r->begun && r->earliest)
             s->eof = true; /* waited for */
         else
             khealth_failed(r, m->err, rd_kafka_message_errstr(m));
@@ -417,6 +411,10 @@ struct wal_reader *kreader_new(struct kafka *w, const char *topic, const struct 
     r->arg = arg;
     r->earliest = where->earliest || wal_pos_is_none(where->pos);
     r->next = r->earliest ? 0 : (int64_t)(where->pos.minor - 1);
+    if (where->handled && !r->earliest) { /* as if it had just been delivered */
+        r->begun = true;
+        r->next++;
+    }
     r->hole = -1;
     r->heard_ms = clock_mono_ms();
     r->client = free_client(w, topic);

@@ -127,15 +127,16 @@ struct nats_req *nats_js_request(struct nats_js *js, const char *api, const char
 
 static struct nats_req *find(struct nats_js *js, struct nats_text id)
 {
-    struct nats_req *q;
-    char text[24];
+    struct nats_req *q = NULL;
+    uint64_t n;
 
+    if (!nats_number(id, &n))
+        return NULL;
     TAILQ_FOREACH (q, &js->reqs, next) { /* answers come in the order of the requests, nearly */
-        snprintf(text, sizeof(text), "%llu", (unsigned long long)q->id);
-        if (strlen(text) == id.len && memcmp(text, id.s, id.len) == 0)
-            return q;
+        if (q->id == n)
+            break;
     }
-    return NULL;
+    return q;
 }
 
 /* Codes: nats-server 2.9.17 server/errors.json. */

@@ -88,7 +88,7 @@ static struct nats_text trim(struct nats_text t)
     return t;
 }
 
-static bool number(struct nats_text t, uint64_t *ret)
+bool nats_number(struct nats_text t, uint64_t *ret)
 {
     uint64_t v = 0;
 
@@ -137,7 +137,8 @@ static int begin_msg(struct nats_parser *p, struct nats_text args, bool headers,
     n = split(args, w, 5);
     if (n != 2 + sizes && n != 3 + sizes)
         return bad(err, "a message line with a wrong number of words");
-    if (!number(w[1], &op->sid) || !number(w[n - 1], &len) || (headers && !number(w[n - 2], &hdr)) || hdr > len)
+    if (!nats_number(w[1], &op->sid) || !nats_number(w[n - 1], &len) || (headers && !nats_number(w[n - 2], &hdr)) ||
+        hdr > len)
         return bad(err, "a message line with a wrong number");
     if (len > NATS_PAYLOAD_MAX) {
         err_set(err, ERR_LIMIT, ERRC_RETRY, "a message of %llu bytes, more than %d", (unsigned long long)len,
@@ -297,7 +298,7 @@ static void take_field(struct nats_text line, struct nats_status *ret)
     for (size_t i = 0; i < sizeof(fields) / sizeof(*fields); i++) {
         struct nats_text value = trim((struct nats_text){colon + 1, line.len - name_len - 1});
 
-        if (verb_is((struct nats_text){line.s, name_len}, fields[i].name) && number(value, &v))
+        if (verb_is((struct nats_text){line.s, name_len}, fields[i].name) && nats_number(value, &v))
             *fields[i].value = v;
     }
 }
@@ -314,7 +315,8 @@ int nats_status_parse(const uint8_t *hdr, size_t len, struct nats_status *ret)
         return ERR_PROTO;
     line = trim((struct nats_text){line.s + VERSION_LEN, line.len - VERSION_LEN});
     if (line.len) {
-        if (line.len < 3 || !number((struct nats_text){line.s, 3}, &code) || (line.len > 3 && !is_blank(line.s[3])))
+        if (line.len < 3 || !nats_number((struct nats_text){line.s, 3}, &code) ||
+            (line.len > 3 && !is_blank(line.s[3])))
             return ERR_PROTO;
         copy_text(ret->text, sizeof(ret->text), trim((struct nats_text){line.s + 3, line.len - 3}));
     }
@@ -343,8 +345,8 @@ int nats_ack_parse(struct nats_text reply, struct nats_ack *ret)
     first = n == SHORT ? 2 : 4;
     if (!verb_is(t[0], "$JS") || !verb_is(t[1], "ACK") || t[first].len == 0 || t[first + 1].len == 0)
         return ERR_PROTO;
-    if (!number(t[first + 3], &ret->stream_seq) || !number(t[first + 4], &ret->consumer_seq) ||
-        !number(t[first + 6], &ret->pending) || ret->stream_seq == 0 || ret->consumer_seq == 0)
+    if (!nats_number(t[first + 3], &ret->stream_seq) || !nats_number(t[first + 4], &ret->consumer_seq) ||
+        !nats_number(t[first + 6], &ret->pending) || ret->stream_seq == 0 || ret->consumer_seq == 0)
         return ERR_PROTO;
     ret->key = (struct nats_text){t[first].s, t[first].len + 1 + t[first + 1].len};
     return 0;

@@ -5,6 +5,7 @@
  *   nats_conn.c    one connection from look-up to failure: INFO, TLS, CONNECT, pings
  *   nats_js.c      JSON requests to JetStream and their answers
  *   nats_reader.c  one topic: where it is, its consumer, its fetches
+ *   nats_options.c settings, checked
  *   nats.c         the port: reconnecting, who gets which message, delivery to the user, the shared budget
  *
  * Only nats.c calls the user, from a timer, one callback in each turn of the loop; so nothing below it has to expect
@@ -90,6 +91,9 @@ struct nats_ack {
     struct nats_text key; /* "<stream>.<consumer>" */
     uint64_t stream_seq, consumer_seq, pending;
 };
+/* Decimal digits only. */
+bool nats_number(struct nats_text t, uint64_t *ret);
+
 /* 0 or ERR_PROTO. */
 int nats_ack_parse(struct nats_text reply, struct nats_ack *ret);
 
@@ -182,7 +186,10 @@ enum nats_reader_state {
     NATS_READER_ENDED,  /* end_err is or will be told */
 };
 
-enum { NATS_FETCHES = 2 }; /* of a reader at once */
+enum {
+    NATS_FETCHES = 2,       /* of a reader at once */
+    NATS_BATCH_MSGS = 4096, /* delivered at once; with more of them waiting a reader does not fetch */
+};
 
 struct nats_fetch {
     uint64_t id; /* 0: free */
@@ -298,6 +305,10 @@ struct nats_port {
     size_t held;        /* bytes received and not delivered */
     unsigned n_large;   /* fetches above nats_base_bytes() */
 };
+
+struct nats_options;
+/* Sets servers, login, ctx and fetch_bytes. 0 or ERR_INVALID (USER); what is set then is the caller's to free. */
+int nats_options_apply(struct nats_port *w, const struct nats_options *o, struct err *err);
 
 /* Something of r has to be told. */
 void nats_port_ready(struct nats_port *w, struct wal_reader *r);

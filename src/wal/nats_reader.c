@@ -167,7 +167,7 @@ void nats_reader_fetch(struct wal_reader *r)
         else
             first = false;
     }
-    if (!unused || (!first && r->credit >= wish(r) / 2))
+    if (!unused || r->n_msgs > NATS_BATCH_MSGS || (!first && r->credit >= wish(r) / 2))
         return;
     size = grant(r, first);
     set_hungry(r, first && size == 0);
@@ -239,8 +239,9 @@ static void lost(struct wal_reader *r, const char *why)
                 "NATS stream %s: %s %" PRIu64 " is gone: %s; the stream has %" PRIu64 " to %" PRIu64, r->topic,
                 r->begun ? "message" : "start position", r->seq, why, i->first, i->last);
     else
-        err_set(&r->end_err, ERR_GONE, ERRC_LOST, "NATS stream %s: %s %" PRIu64 " is gone: %s; the stream has no message",
-                r->topic, r->begun ? "message" : "start position", r->seq, why);
+        err_set(&r->end_err, ERR_GONE, ERRC_LOST,
+                "NATS stream %s: %s %" PRIu64 " is gone: %s; the stream has no message", r->topic,
+                r->begun ? "message" : "start position", r->seq, why);
     end(r);
 }
 
@@ -518,7 +519,11 @@ void nats_reader_on_status(struct wal_reader *r, uint64_t id, const struct nats_
 
 void nats_reader_up(struct wal_reader *r)
 {
-    if (r->state == NATS_READER_DOWN && !r->paused)
+    if (r->state != NATS_READER_DOWN)
+        return;
+    if (r->paused)
+        works(r); /* as far as it can be known without reading */
+    else
         begin(r);
 }
 
@@ -595,6 +600,10 @@ void nats_reader_init(struct wal_reader *r, struct nats_port *w, const char *top
     r->topic = xstrdup(topic);
     r->exact = !start->earliest;
     r->seq = start->earliest ? 0 : start->pos.minor;
+    if (start->handled && !start->earliest) { /* as if it had just been delivered */
+        r->begun = true;
+        r->seq++;
+    }
     r->backoff = (struct backoff)BACKOFF_INIT(LOOK_MIN_MS, LOOK_MAX_MS);
     timer_init(&r->timer, w->loop, LOOP_PRIO_NORMAL, on_timer, r);
 }

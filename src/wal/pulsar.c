@@ -242,6 +242,9 @@ struct wal_port *pulsar_open(struct loop *l, const struct pulsar_options *o, str
 
     p->port = (struct wal_port){.ops = &pulsar_ops, .name = "pulsar", .setting = "sourceConfig.pulsar.address"};
     p->loop = l;
+    p->request_ms = PULSAR_REQUEST_MS;
+    p->ping_ms = PULSAR_PING_MS;
+    p->dead_ms = PULSAR_DEAD_MS;
     LIST_INIT(&p->conns);
     LIST_INIT(&p->readers);
     LIST_INIT(&p->ends);

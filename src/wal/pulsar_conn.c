@@ -1,8 +1,8 @@
 /*
  * pulsar_conn.c - one connection per broker, shared by all readers: frames in, requests and answers, keep-alive.
  *
- * Small frames are parsed where they were received, and copied if they hold an entry; a frame above the receive buffer is
- * received into memory of its own, which its messages then refer to.
+ * Small frames are parsed where they were received, and copied if they hold an entry; a frame above the receive
+ * buffer is received into memory of its own, which its messages then refer to.
  */
 #include "base/buf.h"
 #include "base/clock.h"
@@ -21,8 +21,6 @@ enum {
     RECV_BYTES = 64 << 10,
     READ_ONCE = 1 << 20, /* in one callback */
     TICK_MS = 1000,
-    PING_AFTER_MS = 30000, /* of silence */
-    DEAD_AFTER_MS = 60000,
     IDLE_MS = 60000, /* without subscriptions and requests */
     MAX_UNSENT = 16 << 20,
     PROTOCOL_VERSION = 19,
@@ -154,7 +152,7 @@ static struct preq *add_request(struct pconn *c, uint64_t id, preq_fn done, void
     assert(c->state != PCONN_DOWN);
     r->conn = c;
     r->id = id;
-    r->deadline_ms = clock_mono_ms() + PULSAR_REQUEST_MS;
+    r->deadline_ms = clock_mono_ms() + c->p->request_ms;
     r->done = done;
     r->arg = arg;
     TAILQ_INSERT_TAIL(&c->reqs, r, next);
@@ -291,13 +289,14 @@ static void on_close_consumer(struct pconn *c, uint64_t id)
     if (!s)
         return;
     LIST_REMOVE(s, next);
-    err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "Pulsar at %s:%u closed the consumer: the topic moves", c->host, c->port);
+    err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "Pulsar at %s:%u closed the consumer: the topic moves", c->host,
+            c->port);
     psub_lost(s->sub, &err);
 }
 
 /* An entry with its own memory: owner if it is all of the frame, else a copy. */
-static struct pulsar_entry *new_entry(const Pulsar__CommandMessage *m, const uint8_t *rest, size_t len, struct buf *owner,
-                                      struct err *err)
+static struct pulsar_entry *new_entry(const Pulsar__CommandMessage *m, const uint8_t *rest, size_t len,
+                                      struct buf *owner, struct err *err)
 {
     struct pulsar_entry *e = xcalloc(1, sizeof(*e));
 
@@ -503,8 +502,8 @@ static void end_late_requests(struct pconn *c, uint64_t now)
 
     /* In the order of their deadlines, since all have the same time. */
     while ((r = TAILQ_FIRST(&c->reqs)) && r->deadline_ms <= now) {
-        err_set(&err, ERR_TIMEOUT, ERRC_RETRY, "no answer from Pulsar at %s:%u within %d s", c->host, c->port,
-                PULSAR_REQUEST_MS / 1000);
+        err_set(&err, ERR_TIMEOUT, ERRC_RETRY, "no answer from Pulsar at %s:%u within %u ms", c->host, c->port,
+                c->p->request_ms);
         answer(r, NULL, &err);
     }
 }
@@ -529,15 +528,15 @@ static void on_tick(void *arg)
     end_late_requests(c, now);
     if (c->state == PCONN_DOWN || c->state == PCONN_CONNECTING)
         return;
-    if (now - c->last_recv_ms >= DEAD_AFTER_MS)
-        broken(c, "silent for a minute, no answer to a ping");
+    if (now - c->last_recv_ms >= c->p->dead_ms)
+        broken(c, "silent, no answer to a ping");
     else if (c->state == PCONN_GREETING && now - c->last_recv_ms >= PULSAR_CONNECT_MS)
         broken(c, "no greeting: not Pulsar's binary protocol (sourceConfig.pulsar.address)?");
     else if (conn_unsent(c->conn) > MAX_UNSENT)
         broken(c, "it takes no more commands");
     else if (LIST_EMPTY(&c->subs) && TAILQ_EMPTY(&c->reqs) && now - c->last_used_ms >= IDLE_MS)
         drop(c);
-    else if (c->state == PCONN_READY && !c->pinged && now - c->last_recv_ms >= PING_AFTER_MS)
+    else if (c->state == PCONN_READY && !c->pinged && now - c->last_recv_ms >= c->p->ping_ms)
         send_ping(c);
 }
 
@@ -601,7 +600,8 @@ struct pconn *pconn_broker(struct pulsar *p, const char *url, bool through_servi
 
     if (!url || strncmp(url, scheme, strlen(scheme)) != 0 ||
         !pulsar_addr_parse(url + strlen(scheme), strlen(url + strlen(scheme)), 0, &a)) {
-        err_set(err, ERR_PROTO, ERRC_RETRY, "Pulsar names no usable broker for %.10s: \"%.200s\"", scheme, url ? url : "");
+        err_set(err, ERR_PROTO, ERRC_RETRY, "Pulsar names no usable broker for %.10s: \"%.200s\"", scheme,
+                url ? url : "");
         return NULL;
     }
     if (through_service && !same_addr(&a, &p->addrs[p->addr])) /* a standalone broker always says so */

@@ -1,8 +1,8 @@
 /*
  * pulsar_end.c - end(): a short-lived subscription that asks for the last id, one try.
  *
- * Brokers answer -1 when nothing can be read, also when the last ledger was removed, since they read the last entry (for
- * its batch) before they name it.
+ * Brokers answer -1 when nothing can be read, also when the last ledger was removed, since they read the last entry
+ * (for its batch) before they name it.
  */
 #include "base/log.h"
 #include "base/mem.h"

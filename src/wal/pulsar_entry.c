@@ -1,8 +1,8 @@
 /*
  * pulsar_entry.c - from the bytes of an entry to messages.
  *
- * Behind the command: [0x0e02 u32 size, broker's metadata] 0x0e01 u32 CRC-32C of all that follows | u32 size, metadata |
- * payload. Numbers are big endian. What is not compressed stays where it was received; messages refer to it.
+ * Behind the command: [0x0e02 u32 size, broker's metadata] 0x0e01 u32 CRC-32C of all that follows | u32 size,
+ * metadata | payload. Numbers are big endian. What is not compressed stays where it was received; messages refer to it.
  */
 #include "base/buf.h"
 #include "base/log.h"
@@ -344,7 +344,8 @@ static struct chunked *chunked_find(struct pulsar_decoder *d, const struct pulsa
     return NULL;
 }
 
-/* When there are too many, the oldest go: most likely their producer died. If not, the last chunk has them read again. */
+/* When there are too many, the oldest go: most likely their producer died. If not, the last chunk has them read
+ * again. */
 static struct chunked *chunked_new(struct pulsar_decoder *d, const struct pulsar_meta *m)
 {
     struct chunked *c;
@@ -374,8 +375,8 @@ static int join_chunk(struct pulsar_decoder *d, const struct pulsar_entry *e, st
 
     *ret = NULL;
     if (m->total_size > PULSAR_MESSAGE_MAX || m->chunk_id >= m->n_chunks)
-        return err_set(err, ERR_LIMIT, ERRC_DATA, "chunk %u of %u of a message of %u bytes, the limit is %d", m->chunk_id,
-                       m->n_chunks, m->total_size, PULSAR_MESSAGE_MAX);
+        return err_set(err, ERR_LIMIT, ERRC_DATA, "chunk %u of %u of a message of %u bytes, the limit is %d",
+                       m->chunk_id, m->n_chunks, m->total_size, PULSAR_MESSAGE_MAX);
     if (c && m->chunk_id < c->next_id && m->chunk_id > 0)
         return 0; /* sent twice by its producer */
     if (c && m->chunk_id == 0 && c->next_id > 0) {
@@ -449,25 +450,43 @@ static int decode_payload(struct pulsar_decoder *d, const struct pulsar_entry *e
     return rc;
 }
 
+/* Nothing is appended on failure, but for a batch that is broken in the middle. */
+static int decode_entry(struct pulsar_decoder *d, const struct pulsar_entry *e, struct pulsar_msgs *out,
+                        struct err *err)
+{
+    struct buf *whole;
+    struct wal_pos pos;
+    int rc;
+
+    if (!pulsar_pos(e->ledger, e->entry, 0, &pos) || e->meta.n_msgs > 1u << PULSAR_INDEX_BITS || e->meta.n_msgs == 0)
+        return err_set(err, ERR_LIMIT, ERRC_DATA, "an id or a batch of %u messages beyond every measure",
+                       e->meta.n_msgs);
+    if (e->meta.encrypted)
+        return err_set(err, ERR_UNSUPPORTED, ERRC_DATA,
+                       "it is encrypted; encryption by the producer is not supported");
+    if (e->meta.marker) {
+        push(out, pos, NULL, NULL, 0);
+        return 0;
+    }
+    if (!e->meta.uuid)
+        return decode_payload(d, e, e->frame, pos, out, err);
+    rc = join_chunk(d, e, &whole, err);
+    if (rc)
+        return rc;
+    if (!whole) {
+        push(out, pos, NULL, NULL, 0);
+        return 0;
+    }
+    rc = decode_payload(d, e, whole, pos, out, err);
+    buf_unref(whole);
+    return rc;
+}
+
 int pulsar_decode(struct pulsar_decoder *d, const struct pulsar_entry *e, struct pulsar_msgs *out, struct err *err)
 {
     size_t n = out->n, bytes = out->bytes;
-    struct buf *whole = e->frame;
-    struct wal_pos pos;
-    int rc = 0;
+    int rc = decode_entry(d, e, out, err);
 
-    if (!pulsar_pos(e->ledger, e->entry, 0, &pos) || e->meta.n_msgs > 1u << PULSAR_INDEX_BITS || e->meta.n_msgs == 0)
-        rc = err_set(err, ERR_LIMIT, ERRC_DATA, "an id or a batch of %u messages beyond every measure", e->meta.n_msgs);
-    else if (e->meta.encrypted)
-        rc = err_set(err, ERR_UNSUPPORTED, ERRC_DATA, "it is encrypted; encryption by the producer is not supported");
-    else if (e->meta.marker)
-        push(out, pos, NULL, NULL, 0);
-    else if (e->meta.uuid && ((rc = join_chunk(d, e, &whole, err)) || !whole))
-        rc ? (void)0 : push(out, pos, NULL, NULL, 0);
-    else
-        rc = decode_payload(d, e, whole, pos, out, err);
-    if (whole && whole != e->frame)
-        buf_unref(whole);
     if (rc) {
         shrink(out, n, bytes);
         err_wrap(err, "entry %llu:%llu", (unsigned long long)e->ledger, (unsigned long long)e->entry);

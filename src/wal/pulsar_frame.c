@@ -108,7 +108,8 @@ int pulsar_server_error(struct err *err, int code, const char *text)
         text = "";
     switch (code) {
     case SE_AUTHENTICATION:
-        return err_set(err, ERR_AUTH, ERRC_RETRY, "Pulsar refuses the login (sourceConfig.pulsar.authParams): %.500s", text);
+        return err_set(err, ERR_AUTH, ERRC_RETRY, "Pulsar refuses the login (sourceConfig.pulsar.authParams): %.500s",
+                       text);
     case SE_AUTHORIZATION:
         return err_set(err, ERR_AUTH, ERRC_RETRY,
                        "Pulsar does not permit this to the role of sourceConfig.pulsar.authParams (consume is needed): "

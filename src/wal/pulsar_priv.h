@@ -38,6 +38,8 @@ enum {
     PULSAR_FRAME_MAX = (64 << 20) + (64 << 10), /* with command and metadata */
     PULSAR_FRAME_DEFAULT = (5 << 20) + (64 << 10),
     PULSAR_REQUEST_MS = 20000,
+    PULSAR_PING_MS = 30000, /* of silence before a ping */
+    PULSAR_DEAD_MS = 60000, /* of silence, that is, 30 s after the ping */
     PULSAR_CONNECT_MS = 10000,
     PULSAR_INDEX_BITS = 20, /* of wal_pos.minor */
 };
@@ -48,8 +50,8 @@ enum {
 /* Appends a frame with both lengths; payload (may be NULL) comes behind the command, as it is. */
 void pulsar_frame_write(struct pb_out *out, const Pulsar__BaseCommand *cmd, const void *payload, size_t len);
 
-/* data: a frame without its first length. The rest is what follows the command (borrows from data). NULL and err (PROTO,
- * RETRY): not a frame, a broken command, or one without the part that its type says. */
+/* data: a frame without its first length. The rest is what follows the command (borrows from data). NULL and err
+ * (PROTO, RETRY): not a frame, a broken command, or one without the part that its type says. */
 Pulsar__BaseCommand *pulsar_frame_parse(const uint8_t *data, size_t len, const uint8_t **ret_rest, size_t *ret_rest_len,
                                         struct err *err);
 void pulsar_command_free(Pulsar__BaseCommand *cmd); /* NULL is allowed */
@@ -192,6 +194,7 @@ struct pulsar {
     size_t receive_bytes;
     size_t held; /* bytes of entries that are not delivered yet, of all readers */
     size_t n_readers;
+    unsigned request_ms, ping_ms, dead_ms; /* as above; tests have less time */
     uint64_t last_id; /* of requests and consumers */
     char run[24];     /* makes the names of our readers unique */
     struct pconn_list conns;

@@ -476,6 +476,7 @@ static void on_last(void *arg, const Pulsar__BaseCommand *cmd, const struct err 
     r->state = PREADER_READING;
     r->at_end = r->at_end && reached_end(r);
     give_permits(r);
+    kick(r); /* a failure or a step back may be waiting since before the connection was lost */
     if (!r->at_end && reached_end(r))
         timer_set(&r->idle, 0);
     works(r);

@@ -15,6 +15,7 @@
 
 enum {
     ACK_EVERY_MS = 1000,
+    WAIT_TOPIC_MS = 1000,
     RETRY_MIN_MS = 200,
     RETRY_MAX_MS = 10000,
 };
@@ -98,6 +99,11 @@ static void forgotten(struct pretain *t, const struct err *err)
 
 static void try_later(struct pretain *t, const struct err *err)
 {
+    if (err->code == ERR_NOT_FOUND) { /* the topic will come: nothing is wrong */
+        leave(t);
+        timer_set(&t->timer, WAIT_TOPIC_MS);
+        return;
+    }
     if (t->backoff.cur_ms == 0) /* once per trouble */
         log_warn("wal", "what a task needs cannot be kept on Pulsar now, trying again", KS("owner", t->owner),
                  KS("topic", t->topic), KS("why", err->text));

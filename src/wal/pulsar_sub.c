@@ -1,5 +1,6 @@
 /*
- * pulsar_sub.c - one try to subscribe: does the topic exist (and is not made by asking), which broker has it, subscribe.
+ * pulsar_sub.c - one try to subscribe: does the topic exist (and is not made by asking), which broker has it,
+ * subscribe.
  */
 #include "base/log.h"
 #include "base/mem.h"
@@ -70,13 +71,6 @@ void psub_lost(struct psub *s, const struct err *err)
     down(s, err); /* the connection has forgotten it already */
 }
 
-static void fail(struct psub *s, const struct err *err)
-{
-    if (attached(s))
-        pconn_detach(s->conn, s);
-    down(s, err);
-}
-
 /* The broker drops the consumer, and with it what is not durable. Its answer goes nowhere. */
 static void send_close(struct psub *s)
 {
@@ -90,9 +84,18 @@ static void send_close(struct psub *s)
     pconn_send(s->conn, &cmd);
 }
 
+/* A subscription whose answer is late may still be made: hence the close. */
+static void fail(struct psub *s, const struct err *err)
+{
+    if (attached(s)) {
+        send_close(s);
+        pconn_detach(s->conn, s);
+    }
+    down(s, err);
+}
+
 void psub_damaged(struct psub *s, const struct err *err)
 {
-    send_close(s);
     fail(s, err);
 }
 
@@ -242,16 +245,17 @@ static void on_metadata(void *arg, const Pulsar__BaseCommand *cmd, const struct 
 static void on_topics(void *arg, const Pulsar__BaseCommand *cmd, const struct err *err)
 {
     struct psub *s = arg;
+    const Pulsar__CommandGetTopicsOfNamespaceResponse *a = cmd ? cmd->get_topics_response : NULL;
     size_t len = strlen(s->topic), partitions = 0;
     bool found = false;
 
     s->req = NULL;
-    if (err || cmd->type != PULSAR__BASE_COMMAND__TYPE__GET_TOPICS_OF_NAMESPACE_RESPONSE) {
-        err ? fail(s, err) : not_found(s);
+    if (err) {
+        fail(s, err);
         return;
     }
-    for (size_t i = 0; i < cmd->get_topics_response->n_topics; i++) {
-        const char *t = cmd->get_topics_response->topics[i];
+    for (size_t i = 0; a && i < a->n_topics; i++) {
+        const char *t = a->topics[i];
 
         if (strncmp(t, s->topic, len) != 0)
             continue;

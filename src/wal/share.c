@@ -509,7 +509,8 @@ static void feed_close(struct feed *f)
 
 static bool same_start(const struct wal_start *a, const struct wal_start *b)
 {
-    return a->earliest == b->earliest && (a->earliest || wal_pos_cmp(a->pos, b->pos) == 0);
+    return a->earliest == b->earliest &&
+           (a->earliest || (a->handled == b->handled && wal_pos_cmp(a->pos, b->pos) == 0));
 }
 
 /* A feed from which the client gets all from its start on. */
@@ -537,7 +538,7 @@ static struct feed *find_feed(const struct topic *t, const struct wal_start *sta
 
 static void client_attach(struct wal_reader *c)
 {
-    struct wal_start start = c->begun ? (struct wal_start){.pos = c->last} : c->start;
+    struct wal_start start = c->begun ? (struct wal_start){.pos = c->last, .handled = true} : c->start;
     struct topic *t = c->topic;
     struct chunk *k = NULL;
     size_t index = 0;

@@ -1,5 +1,5 @@
-"""The Pulsar port (test/unit/test_pulsar_live.c) on a real broker, which is also killed in the middle, asks for a token, or
-speaks TLS."""
+"""The Pulsar port (test/unit/test_pulsar_live.c) on a real broker, which is also killed in the middle, asks for a
+token, or speaks TLS."""
 import os
 import subprocess
 
@@ -42,7 +42,8 @@ def pulsar():
 
 
 TESTS = """earliest_position_and_end topic_made_later batches_and_compression chunked_messages large_entries
-    pause_bounds_what_is_held unload_loses_nothing removed_position_is_lost position_of_a_deleted_topic_is_lost all_removed
+    pause_bounds_what_is_held unload_loses_nothing removed_position_is_lost position_of_a_deleted_topic_is_lost
+    all_removed
     retain_keeps_what_is_needed retain_at_the_begin_of_a_ledger retain_outlives_us partitioned_topics
     closing_leaves_nothing_behind broker_restart""".split()
 

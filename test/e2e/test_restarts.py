@@ -3,11 +3,13 @@ import pytest
 
 from servers import wait_for
 
-CASES = [("target", False), ("target", True), ("source", False), ("source", True), ("etcd", False)]
+CASES = [pytest.param("target", False, id="target-stop"), pytest.param("target", True, id="target-kill"),
+         pytest.param("source", False, id="source-stop"),
+         pytest.param("source", True, id="source-kill", marks=pytest.mark.every_queue),
+         pytest.param("etcd", False, id="etcd-stop")]
 
 
-@pytest.mark.every_queue
-@pytest.mark.parametrize("who, hard", CASES, ids=[f"{w}-{'kill' if h else 'stop'}" for w, h in CASES])
+@pytest.mark.parametrize("who, hard", CASES)
 def test_restart(lab, cdc, writing, who, hard):
     task = lab.create(cdc, ["*"])
     a, b = lab.table("a"), lab.table("b", "text_key")

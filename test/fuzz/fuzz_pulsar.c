@@ -1,7 +1,7 @@
 /*
- * fuzz_pulsar.c - what a Pulsar broker may send: frames one after the other (each with its length), their commands, entries
- * with checksum, metadata, batches, chunks and all compressions. Checksums are made right first, else no mutation would get
- * past them. Every message must lie in its buffer. How to run it: README.md here.
+ * fuzz_pulsar.c - what a Pulsar broker may send: frames one after the other (each with its length), their commands,
+ * entries with checksum, metadata, batches, chunks and all compressions. Checksums are made right first, else no
+ * mutation would get past them. Every message must lie in its buffer. How to run it: README.md here.
  *
  * test_pulsar.c includes this file and runs the corpus and mutations of it through fuzz_pulsar_one().
  */

@@ -125,7 +125,7 @@ int main(int argc, char **argv)
         die("--topic", "is missing");
     run(conf, topic, &c);
     getrusage(RUSAGE_SELF, &u);
-    printf("{\"bytes\": %llu, \"messages\": %llu, \"seconds\": %.3f, \"cpu_seconds\": %.3f, \"peak_kib\": %ld}\n", c.bytes,
-           c.messages, now() - begin, cpu_seconds(&u), u.ru_maxrss);
+    printf("{\"bytes\": %llu, \"messages\": %llu, \"seconds\": %.3f, \"cpu_seconds\": %.3f, \"peak_kib\": %ld}\n",
+           c.bytes, c.messages, now() - begin, cpu_seconds(&u), u.ru_maxrss);
     return 0;
 }

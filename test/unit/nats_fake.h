@@ -68,8 +68,8 @@ static void fake_deliver(struct fake *f, unsigned consumer, uint64_t seq, uint64
 {
     char reply[120], data[60];
 
-    snprintf(reply, sizeof(reply), "$JS.ACK.t.C%u.1.%" PRIu64 ".%" PRIu64 ".1795602716321248365.%" PRIu64, consumer, seq,
-             n, pending);
+    snprintf(reply, sizeof(reply), "$JS.ACK.t.C%u.1.%" PRIu64 ".%" PRIu64 ".1795602716321248365.%" PRIu64, consumer,
+             seq, n, pending);
     snprintf(data, sizeof(data), "t#%" PRIu64, seq);
     fake_msg(f, "t", reply, data);
 }

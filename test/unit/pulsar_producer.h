@@ -1,5 +1,6 @@
 /*
- * pulsar_producer.h - builds Pulsar's frames as a producer or broker does, and a small blocking producer for live tests.
+ * pulsar_producer.h - builds Pulsar's frames as a producer or broker does, and a small blocking producer for live
+ * tests.
  */
 #ifndef TEST_PULSAR_PRODUCER_H
 #define TEST_PULSAR_PRODUCER_H
@@ -258,7 +259,8 @@ static inline int pp_receipt(struct pp *p)
     if (cmd && cmd->type == PULSAR__BASE_COMMAND__TYPE__SEND_RECEIPT && cmd->send_receipt &&
         cmd->send_receipt->message_id) {
         p->acked++;
-        (void)pulsar_pos(cmd->send_receipt->message_id->ledger_id, cmd->send_receipt->message_id->entry_id, 0, &p->last);
+        (void)pulsar_pos(cmd->send_receipt->message_id->ledger_id, cmd->send_receipt->message_id->entry_id, 0,
+                         &p->last);
         rc = 0;
     }
     pulsar_command_free(cmd);

@@ -24,6 +24,7 @@
 #include "repl/port.h"
 #include "wal/kafka.h"
 #include "wal/kafka_priv.h"
+#include "wal/kafka_reader.c"
 
 #define LIMIT_MS 20000
 #define WAIT_FOR(cond)                                                                            \
@@ -69,7 +70,8 @@ static void accepted(const struct kafka_options *o)
 
 static void test_addresses(void **state)
 {
-    static const char *const bad[] = {"", ",", "a:1,", ":9092", "a:0", "a:65536", "a:99999999999", "a:x", "a b:1", "a:-1"};
+    static const char *const bad[] = {"",        ",",             "a:1,", ":9092", "a:0",
+                                      "a:65536", "a:99999999999", "a:x",  "a b:1", "a:-1"};
     static const char *const good[] = {"a", "a:1", "127.0.0.1:9092,b:65535", "[::1]:9092", "[::1]"};
 
     (void)state;
@@ -125,10 +127,18 @@ static void test_properties(void **state)
 {
     static const char *const ok[] = {"client.id", "x", "fetch.wait.max.ms", "20", "socket.timeout.ms", "5000", NULL};
     static const char *const bad[][3] = {
-        {"group.id", "g", NULL},           {"auto.offset.reset", "latest", NULL}, {"enable.auto.commit", "true", NULL},
-        {"bootstrap.servers", "b", NULL},  {"sasl.password", "hush", NULL},       {"enable.partition.eof", "false", NULL},
-        {"fetch.max.bytes", "1000", NULL}, {"plugin.library.paths", "x", NULL},   {"allow.auto.create.topics", "true", NULL},
-        {"no.such.thing", "1", NULL},      {"fetch.wait.max.ms", "many", NULL},   {"ssl.keystore.password", NULL, NULL},
+        {"group.id", "g", NULL},
+        {"auto.offset.reset", "latest", NULL},
+        {"enable.auto.commit", "true", NULL},
+        {"bootstrap.servers", "b", NULL},
+        {"sasl.password", "hush", NULL},
+        {"enable.partition.eof", "false", NULL},
+        {"fetch.max.bytes", "1000", NULL},
+        {"plugin.library.paths", "x", NULL},
+        {"allow.auto.create.topics", "true", NULL},
+        {"no.such.thing", "1", NULL},
+        {"fetch.wait.max.ms", "many", NULL},
+        {"ssl.keystore.password", NULL, NULL},
     };
     char text[100];
 
@@ -145,13 +155,15 @@ static void test_sizes(void **state)
 {
     static const size_t asked[] = {0, 1, 1 << 20, 64 << 20, (size_t)4 << 30};
     struct kafka_sizes s;
+    struct err err;
 
     (void)state;
     for (size_t i = 0; i < sizeof(asked) / sizeof(*asked); i++) {
         rd_kafka_conf_t *conf =
             kafka_conf_new(&(struct kafka_options){.brokers = "a:1", .fetch_bytes = asked[i]}, &s, NULL);
         assert_non_null(conf);
-        assert_int_equal(kafka_conf_check(conf, "a:1", NULL), 0);
+        if (kafka_conf_check(conf, "a:1", &err))
+            fail_msg("%s", err.text);
         assert_true(s.busy >= 4 && s.queue >= 1024 && s.topic <= s.response);
         if (asked[i] == 0)
             assert_true(s.busy * (s.queue + s.topic) <= 16 << 20);
@@ -374,6 +386,35 @@ static void test_partition_errors(void **state)
     kafka_close(w);
 }
 
+/* No broker sends damaged data on demand, so the reader is given what librdkafka would make of it. */
+static void test_damaged_data(void **state)
+{
+    struct wal_port *w = mock_port();
+    struct seen s = {0};
+    struct slice slice = {.n = 0};
+    rd_kafka_message_t m = {.err = RD_KAFKA_RESP_ERR__BAD_COMPRESSION};
+
+    (void)state;
+    rd_kafka_mock_topic_create(cluster, "damaged", 1, 1);
+    mock_produce("damaged", "one", 3);
+    open_at(w, &s, "damaged", -1);
+    WAIT_FOR(s.n == 1 && s.ends);
+    assert_false(take_error(s.r, &slice, &m));
+    assert_false(s.failed); /* from the loop, not from inside */
+    WAIT_FOR(s.failed);
+    assert_int_equal(s.err.cls, ERRC_DATA);
+    assert_non_null(strstr(s.err.text, "damaged data at offset 1"));
+    mock_produce("damaged", "two", 3);
+    for (int i = 0; i < 300; i++) {
+        loop_once(loop, false);
+        usleep(1000);
+    }
+    assert_int_equal(s.n, 1);
+    w->ops->resume(s.r);
+    w->ops->close(s.r);
+    kafka_close(w);
+}
+
 /* The last buffer of a closed port ends the client. */
 static struct buf *kept;
 
@@ -439,7 +480,7 @@ int main(void)
         cmocka_unit_test(test_sizes),            cmocka_unit_test(test_ids),
         cmocka_unit_test(test_no_broker),        cmocka_unit_test(test_close_nothing),
         cmocka_unit_test(test_tombstones),       cmocka_unit_test(test_partition_errors),
-        cmocka_unit_test(test_buffer_outlives_port),
+        cmocka_unit_test(test_damaged_data),     cmocka_unit_test(test_buffer_outlives_port),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -1,7 +1,8 @@
 /*
  * test_kafka_live.c - the Kafka port on a real broker, which this program starts and stops itself: KAFKA_COMMAND is a
- * shell command that runs it in the foreground, KAFKA=host:port where it listens, KAFKA_SASL and KAFKA_TLS the same with
- * login and with TLS, KAFKA_CA the authority's file, KAFKA_USER and KAFKA_PASSWORD (test/e2e/test_kafka.py).
+ * shell command that runs it in the foreground, KAFKA=host:port where it listens, KAFKA_SASL and KAFKA_TLS the same
+ * with login and with TLS, KAFKA_CA the authority's file, KAFKA_USER and KAFKA_PASSWORD (test/e2e/test_kafka.py).
+ * KAFKA_TAKES_OLD_SCRAM=1: the broker accepts SCRAM of any librdkafka.
  * Without them nothing runs; MILVUS_CDC_REQUIRE_LIVE=1 makes that a failure.
  */
 #include <setjmp.h>
@@ -646,10 +647,10 @@ static void outage(int sig, const char *topic)
     port->ops->resume(p.r);
     broker_start();
     broker_wait();
-    WAIT_FOR(s.over == 1); /* also without a new record */
+    WAIT_FOR(s.over >= 1 && s.over == s.told); /* also without a new record; a slow start may be trouble twice */
     produce(topic, 50, 50, 1000);
     WAIT_FOR(s.n == 100 && p.n == 100);
-    assert_true(s.dense && p.dense && s.told == 1);
+    assert_true(s.dense && p.dense);
     over = p.told;
     WAIT_FOR(p.over == over);
     seen_close(&s);

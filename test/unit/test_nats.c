@@ -59,7 +59,8 @@ static int feed(const char *text, size_t len, struct nats_op *ret, unsigned *ret
 
 static void parser_takes_what_servers_send(void **state)
 {
-    static const char text[] = "INFO {\"a\":1} \r\nPING\r\nPONG\r\n+OK\r\n-ERR 'Some Text'\r\nMSG a.b 7 c.d 5\r\n\r\n\r\n\n\r\n"
+    static const char text[] = "INFO {\"a\":1} \r\nPING\r\nPONG\r\n+OK\r\n-ERR 'Some Text'\r\n"
+                               "MSG a.b 7 c.d 5\r\n\r\n\r\n\n\r\n"
                                "HMSG a 1 12 14\r\nNATS/1.0\r\n\r\nhi\r\n";
     struct nats_parser p;
     struct nats_op op;
@@ -133,6 +134,7 @@ static unsigned n_runs, n_with_ops;
 
 static void run_mutants(const uint8_t *data, size_t len)
 {
+    static const uint8_t likely[] = "0123456789 .\r\nMSGH'";
     uint8_t *copy = xmalloc(len);
     unsigned seed = 4711;
 
@@ -141,7 +143,7 @@ static void run_mutants(const uint8_t *data, size_t len)
         memcpy(copy, data, len);
         for (int k = 0; k <= i % 3; k++) {
             seed = seed * 1103515245 + 12345;
-            copy[(seed >> 8) % len] = (seed >> 4) % 3 ? (uint8_t)"0123456789 .\r\nMSGH'"[(seed >> 16) % 19] : (uint8_t)(seed >> 16);
+            copy[(seed >> 8) % len] = (seed >> 4) % 3 ? likely[(seed >> 16) % sizeof(likely)] : (uint8_t)(seed >> 16);
         }
         n_runs++;
         n_with_ops += fuzz_nats_one(copy, i % 5 ? len : 1 + (seed >> 9) % len) > 0;
@@ -379,14 +381,15 @@ static void connects_as_it_should(void **state)
     (void)state;
     assert_int_equal(fake.accepted, 0); /* not before the first use */
     nats_close(wal);
-    wal = nats_open(loop, &(struct nats_options){.address = fake.address, .username = "me \"x\"", .password = "p"}, &err);
+    wal = nats_open(loop, &(struct nats_options){fake.address, .username = "me \"x\"", .password = "p"}, &err);
     hold(1, 1);
     rec_open(&rec, "t", 0);
     WAIT_FOR(fake.n_fetches == 1);
     assert_true(strstr(fake.last_connect, "\"verbose\":false") && strstr(fake.last_connect, "\"headers\":true") &&
                 strstr(fake.last_connect, "\"no_responders\":true") && strstr(fake.last_connect, "\"protocol\":1") &&
                 strstr(fake.last_connect, "\"user\":\"me \\\"x\\\"\"") && strstr(fake.last_connect, "\"pass\":\"p\""));
-    assert_true(strstr(fake.last_create, "\"deliver_policy\":\"all\"") && strstr(fake.last_create, "\"ack_policy\":\"none\""));
+    assert_true(strstr(fake.last_create, "\"deliver_policy\":\"all\"") &&
+                strstr(fake.last_create, "\"ack_policy\":\"none\""));
     assert_true(fake.fetches[0].batch > 0 && fake.fetches[0].bytes > 0 && fake.fetches[0].bytes <= 8 << 20);
     assert_string_equal(fake.fetches[0].consumer, "t.C1");
     fake_deliver(&fake, 1, 1, 1, 0);
@@ -471,9 +474,9 @@ static void no_jetstream(void **state)
     rec_close(&rec);
     reopen(false);
     fake.fail_api = "CONSUMER.CREATE";
-    fake.fail_with = "{\"error\":{\"code\":400,\"err_code\":10026,\"description\":\"maximum consumers limit reached\"}}";
+    fake.fail_with = "{\"error\":{\"code\":400,\"err_code\":10026,\"description\":\"maximum consumers reached\"}}";
     hold(1, 5);
-    trouble_with("maximum consumers limit reached", ERR_UNAVAILABLE);
+    trouble_with("maximum consumers reached", ERR_UNAVAILABLE);
     fake.fail_api = NULL;
     WAIT_FOR(rec.overs == 1 && fake.n_fetches > 0);
     rec_close(&rec);
@@ -656,6 +659,56 @@ static void a_paused_reader_asks_for_nothing(void **state)
     assert_true(rec.batches == 0 && fake.n_fetches == 1);
     wal->ops->resume(rec.r);
     WAIT_FOR(rec.last == 1 && fake.n_fetches == 2);
+    rec_close(&rec);
+}
+
+static void a_consumer_that_may_have_expired_is_made_again(void **state)
+{
+    (void)state;
+    hold(1, 9);
+    rec_open(&rec, "t", 0);
+    WAIT_FOR(fake.n_fetches == 1);
+    fake_deliver(&fake, 1, 1, 1, 8);
+    WAIT_FOR(rec.last == 1);
+    wal->ops->pause(rec.r);
+    rec.r->fetched_ms -= 50000; /* so long ago */
+    wal->ops->resume(rec.r);
+    WAIT_FOR(fake.consumers == 2 && fake.deletes == 1);
+    assert_non_null(strstr(fake.last_create, "\"opt_start_seq\":2"));
+    fake_deliver(&fake, 2, 2, 1, 0);
+    WAIT_FOR(rec.last == 2);
+    assert_int_equal(rec.troubles, 0);
+    rec_close(&rec);
+}
+
+/* Above its limit of memory a paused reader drops what comes, and reads it again later. */
+static void paused_readers_hold_a_bounded_amount(void **state)
+{
+    char data[40001], reply[80];
+    struct err err;
+
+    (void)state;
+    nats_close(wal);
+    wal = nats_open(loop, &(struct nats_options){.address = fake.address, .fetch_bytes = 64 << 10}, &err);
+    hold(1, 9);
+    rec_open(&rec, "t", 0);
+    WAIT_FOR(fake.n_fetches == 1);
+    wal->ops->pause(rec.r);
+    memset(data, 'x', sizeof(data) - 1);
+    data[sizeof(data) - 1] = 0;
+    for (int i = 1; i <= 3; i++) {
+        snprintf(reply, sizeof(reply), "$JS.ACK.t.C1.1.%d.%d.17.%d", i, i, 9 - i);
+        fake_msg(&fake, "t", reply, data);
+    }
+    WAIT_FOR(fake.deletes == 1);
+    assert_int_equal(rec.batches, 0);
+    wal->ops->resume(rec.r);
+    WAIT_FOR(rec.count == 1 && fake.consumers == 2);
+    assert_non_null(strstr(fake.last_create, "\"opt_start_seq\":2"));
+    rec.bad = false; /* its content was not as on_batch() expects it */
+    fake_deliver(&fake, 2, 2, 1, 7);
+    WAIT_FOR(rec.last == 2);
+    assert_int_equal(rec.troubles, 0);
     rec_close(&rec);
 }
 
@@ -865,6 +918,8 @@ int main(void)
         T(fetches_overlap_and_expire),
         T(the_budget_is_kept),
         T(a_paused_reader_asks_for_nothing),
+        T(a_consumer_that_may_have_expired_is_made_again),
+        T(paused_readers_hold_a_bounded_amount),
         T(a_cut_in_the_middle_of_a_message),
         T(a_server_that_is_away),
         T(a_log_shorter_than_what_was_read_is_lost),

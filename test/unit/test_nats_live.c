@@ -311,7 +311,8 @@ static void messages_removed_before_they_were_read_are_lost(void **state)
     WAIT_FOR(rec.troubles);
     assert_int_equal(rec.err.cls, ERRC_LOST);
     assert_true(rec.last < 399); /* what was held before came without a gap */
-    snprintf(text, sizeof(text), "message %" PRIu64 " is gone: it was removed; the stream has 400 to 400", rec.last + 1);
+    snprintf(text, sizeof(text), "message %" PRIu64 " is gone: it was removed; the stream has 400 to 400",
+             rec.last + 1);
     if (!strstr(rec.err.text, text))
         fail_msg("%s", rec.err.text);
     rec_close(&rec);

@@ -67,7 +67,8 @@ static void on_batch(void *arg, const struct wal_msg *msgs, size_t n, bool caugh
         memcpy(&g->value[g->n], msgs[i].data, msgs[i].len < 4 ? msgs[i].len : 4);
         for (size_t k = 4; k < msgs[i].len; k++)
             g->bad |= msgs[i].data[k] != (uint8_t)(g->value[g->n] + k);
-        g->bad |= msgs[i].data < msgs[i].buf->data || msgs[i].data + msgs[i].len > msgs[i].buf->data + msgs[i].buf->size;
+        g->bad |= msgs[i].data < msgs[i].buf->data ||
+                  msgs[i].data + msgs[i].len > msgs[i].buf->data + msgs[i].buf->size;
         g->bad |= g->n && wal_pos_cmp(g->pos[g->n - 1], msgs[i].pos) >= 0;
         g->n++;
     }
@@ -195,7 +196,8 @@ static char *admin(const char *method, const char *path)
     FILE *f;
     size_t n;
 
-    snprintf(cmd, sizeof(cmd), "curl -s -m 20 -X %s -H 'Content-Type: application/json' '%s/admin/v2/%s'", method, web, path);
+    snprintf(cmd, sizeof(cmd), "curl -s -m 20 -X %s -H 'Content-Type: application/json' '%s/admin/v2/%s'", method, web,
+             path);
     f = popen(cmd, "r");
     assert_non_null(f);
     n = fread(text, 1, sizeof(text) - 1, f);
@@ -300,6 +302,12 @@ static void earliest_position_and_end(void **state)
     assert_values(&some, 33, 18);
     assert_values(&all, 0, 51);
     got_close(&some);
+    for (size_t i = 0; i <= 50; i += i % 20 == 19 ? 1 : 19) { /* also the first and the last of a ledger */
+        got_open(&some, topic, &all.pos[i]);
+        WAIT_FOR(some.n == 51 - i && some.caught_up);
+        assert_values(&some, (uint32_t)i, 51 - i);
+        got_close(&some);
+    }
     got_open(&some, topic, &all.pos[50]);
     WAIT_FOR(some.n == 1 && some.caught_up);
     got_close(&some);
@@ -473,41 +481,54 @@ static void unload_loses_nothing(void **state)
     got_close(&g);
 }
 
+/* Like WAIT_FOR, but a broker may take its time to come back. */
+#define WAIT_LONG(cond)                                                                           \
+    do {                                                                                          \
+        uint64_t end_ = clock_mono_ms() + 2 * LIMIT_MS;                                           \
+        while (!(cond)) {                                                                         \
+            if (clock_mono_ms() > end_)                                                           \
+                fail_msg("%s:%d: waited in vain for: %s", __FILE__, __LINE__, #cond);             \
+            loop_once(loop, false);                                                               \
+            usleep(1000);                                                                         \
+        }                                                                                         \
+    } while (0)
+
+/* kill -9 while one reader is at the end and another in the middle. */
 static void broker_restart(void **state)
 {
     const char *topic = kept_topic();
-    uint64_t limit = clock_mono_ms() + 120000;
-    struct got g;
+    struct got g, mid;
     struct pp p;
 
     (void)state;
-    write_many(topic, 0, 100, 1000);
+    write_many(topic, 0, 400, 50000);
+    got_open(&mid, topic, NULL);
+    WAIT_FOR(mid.n >= 20);
+    port->ops->pause(mid.r);
+    mid.paused = true;
+    assert_true(mid.n < 400);
     got_open(&g, topic, NULL);
-    WAIT_FOR(g.n == 100);
+    WAIT_FOR(g.n == 400);
+    port->ops->retain(port, "task5", topic, g.pos[150]);
+    WAIT_FOR(stats_have(topic, "stats", "milvus-cdc-task5"));
     printf("CONTROL restart\n");
     fflush(stdout);
-    while (g.troubles == 0) {
-        assert_true(clock_mono_ms() < limit);
-        loop_once(loop, false);
-        usleep(1000);
-    }
-    while (pp_open(&p, address, NULL, topic)) {
-        assert_true(clock_mono_ms() < limit);
-        loop_once(loop, false);
-        usleep(100000);
-    }
-    for (uint32_t i = 100; i < 200; i++)
+    WAIT_LONG(g.troubles && mid.troubles);
+    mid.paused = false;
+    port->ops->resume(mid.r);
+    WAIT_LONG(pp_open(&p, address, NULL, topic) == 0);
+    for (uint32_t i = 400; i < 500; i++)
         put(&p, i, 1000);
     assert_int_equal(pp_flush(&p), 0);
     pp_close(&p);
-    while (g.n < 200 || !g.recoveries) {
-        assert_true(clock_mono_ms() < limit);
-        loop_once(loop, false);
-        usleep(1000);
-    }
-    assert_values(&g, 0, 200);
+    WAIT_LONG(g.n == 500 && g.recoveries && mid.n == 500 && mid.recoveries);
+    assert_values(&g, 0, 500);
+    assert_values(&mid, 0, 500);
     assert_int_equal(g.troubles, 1);
     assert_int_equal(g.recoveries, 1);
+    port->ops->retain(port, "task5", topic, g.pos[300]); /* it has its subscription again */
+    WAIT_LONG(!forget("task5", topic).failed);
+    got_close(&mid);
     got_close(&g);
 }
 
