@@ -340,7 +340,9 @@ static void drop_orphan(struct coll *c, struct part *p, int64_t dst_id)
 
 static bool dst_id_taken(const struct coll *c, int64_t dst_id)
 {
-    for (const struct part *p = c->parts; p; p = p->hh.next)
+    const struct part *p;
+
+    COLL_EACH_PART(c, k, p)
         if (p->dst_id == dst_id)
             return true;
     return false;
@@ -359,7 +361,9 @@ static void drop_orphans(struct coll *c, const struct src_collection *sc, const 
         if (sp->state == SRC_DROPPING && dst_part_id(d, sp->name) && !part_by_name(c, sp->name))
             drop_orphan(c, coll_part_new(c, sp->id, sp->name), dst_part_id(d, sp->name));
     }
-    for (p = c->parts; sc && p; p = p->hh.next) {
+    if (!sc)
+        return;
+    COLL_EACH_PART(c, k, p) {
         const struct src_partition *sp = find_part(sc, p->id);
         int64_t dst_id = dst_part_id(d, p->name);
         if (!p->dst_id && dst_id && (!sp || sp->state == SRC_DROPPING) && !dst_id_taken(c, dst_id))
