@@ -101,7 +101,8 @@ static struct metric *rows_metric(const struct coll *c, bool written, bool delet
     return metric_get(METRIC_COUNTER, "milvus_cdc_replicate_data_cnt", "rows",
                       METRIC_LABELS({"task_id", c->task->o.id}, {"collection_id", id},
                                     {"collection_name", written ? c->dst_name : c->name},
-                                    {"op_type", written ? "write" : "read"}, {"api_type", delete ? "delete" : "insert"}));
+                                    {"op_type", written ? "write" : "read"},
+                                    {"api_type", delete ? "delete" : "insert"}));
 }
 
 void coll_count(struct coll *c, bool written, bool delete, uint64_t rows)
@@ -360,10 +361,12 @@ static void drop_orphans(struct coll *c, const struct src_collection *sc, const 
         if (sp->state == SRC_DROPPING && dst_part_id(d, sp->name) && !part_by_name(c, sp->name))
             drop_orphan(c, coll_part_new(c, sp->id, sp->name), dst_part_id(d, sp->name));
     }
+    if (!sc)
+        return;
     COLL_EACH_PART(c, k, p) {
         const struct src_partition *sp = find_part(sc, p->id);
         int64_t dst_id = dst_part_id(d, p->name);
-        if (sc && !p->dst_id && dst_id && (!sp || sp->state == SRC_DROPPING) && !dst_id_taken(c, dst_id))
+        if (!p->dst_id && dst_id && (!sp || sp->state == SRC_DROPPING) && !dst_id_taken(c, dst_id))
             drop_orphan(c, p, dst_id);
     }
 }

@@ -442,9 +442,9 @@ static bool deliver_slice(struct rocksmq *w, struct wal_reader *r, struct rmq_sl
 {
     bool news = s->n > 0 || (s->caught_up && !r->cursor->at_end);
 
-    if (s->err.code) {
+    if (s->err) {
         r->state = READER_ENDED;
-        r->cbs.on_trouble(r->arg, &s->err);
+        r->cbs.on_trouble(r->arg, s->err);
         return true;
     }
     move_cursor(r->cursor, s);

@@ -36,6 +36,8 @@ struct rmq_db {
     struct rmq_logs *logs; /* NULL: closed */
     bool fresh;            /* what was in logs deleted up to now is in db's tables */
     uint64_t used_ms;      /* last need of db */
+    struct work *works;    /* room for the parts of a poll */
+    size_t cap_works;
 };
 
 /* ---- open and refresh ---------------------------------------------------------------------- */
@@ -104,6 +106,7 @@ void rmq_db_free(struct rmq_db *db)
     free(db->path);
     free(db->secondary_dir);
     free(db->no_logs);
+    free(db->works);
     free(db);
 }
 
@@ -651,7 +654,8 @@ static int finish(struct work *k, int code, struct err *err)
         return s->n > 0 ? share_buffer(k, err) : 0;
     if (err->cls == ERRC_RETRY)
         return code;
-    err_copy(&s->err, err);
+    s->err = xmalloc(sizeof(*s->err));
+    err_copy(s->err, err);
     return 0;
 }
 
@@ -1117,10 +1121,15 @@ static int answer_ends(struct rmq_db *db, struct rmq_end **ends, size_t n, struc
 int rmq_db_poll(struct rmq_db *db, struct rmq_part *parts, size_t n, struct rmq_end **ends,
                 size_t n_ends, struct err *err)
 {
-    struct work *works = n ? xcalloc(n, sizeof(*works)) : NULL;
+    struct work *works;
     struct err failed; /* also of single parts on the way */
     int code;
 
+    if (n > db->cap_works) {
+        db->cap_works = 2 * n;
+        db->works = xrealloc(db->works, db->cap_works * sizeof(*works));
+    }
+    works = db->works;
     for (size_t i = 0; i < n; i++)
         init_work(&works[i], &parts[i]);
     code = refresh(db, parts, n, n_ends, &failed);
@@ -1130,7 +1139,6 @@ int rmq_db_poll(struct rmq_db *db, struct rmq_part *parts, size_t n, struct rmq_
         code = read_parts(db, works, n, &failed);
     for (size_t i = 0; i < n; i++)
         free(works[i].small);
-    free(works);
     if (!code && db->db && clock_mono_ms() - db->used_ms > UNUSED_MS)
         close_tables(db);
     if (!code)
@@ -1144,6 +1152,7 @@ void rmq_slice_release(struct rmq_slice *s)
     for (size_t i = 0; i < s->n; i++)
         buf_unref(s->msgs[i].buf);
     free(s->msgs);
+    xfree(&s->err);
     s->msgs = NULL;
     s->n = s->cap = 0;
     s->bytes = 0;

@@ -102,7 +102,7 @@ struct rmq_slice {
     struct rmq_log_pos log; /* where to go on */
     bool caught_up;
     uint64_t end_ms; /* with caught_up */
-    struct err err;  /* code 0: none. LOST and USER end the reader, RETRY stands for the whole port */
+    struct err *err; /* NULL: none. LOST, USER: the reader ends; RETRY: of the whole port. Apart, being large */
 };
 
 /* A poll's work for one reader. */
@@ -136,6 +136,6 @@ void rmq_db_close(struct rmq_db *db);
 int rmq_db_poll(struct rmq_db *db, struct rmq_part *parts, size_t n, struct rmq_end **ends, size_t n_ends,
                 struct err *err);
 
-/* Frees what was read; an error stays. */
+/* Frees what was read, and the error. */
 void rmq_slice_release(struct rmq_slice *s);
 #endif
