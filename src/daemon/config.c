@@ -108,10 +108,10 @@ static const struct key keys[] = {
 
     {"limits.batchBytes", KEY_BYTES, AT(batch_bytes), 64 * KIB, 256 * MIB, "4MiB"},
     {"limits.channelBytes", KEY_BYTES, AT(channel_bytes), 64 * KIB, 1 * GIB, "8MiB"},
-    {"limits.taskBytes", KEY_BYTES, AT(task_bytes), 64 * KIB, 16 * GIB, "96MiB"},
-    {"limits.processBytes", KEY_BYTES, AT(process_bytes), 64 * KIB, 64 * GIB, "256MiB"},
-    {"limits.flightBytes", KEY_BYTES, AT(flight_bytes), 64 * KIB, 1 * GIB, "64MiB"},
-    {"limits.fetchBytes", KEY_BYTES, AT(fetch_bytes), 1 * MIB, 1 * GIB, "8MiB"},
+    {"limits.taskBytes", KEY_BYTES, AT(task_bytes), 64 * KIB, 16 * GIB, "192MiB"},
+    {"limits.processBytes", KEY_BYTES, AT(process_bytes), 64 * KIB, 64 * GIB, "512MiB"},
+    {"limits.flightBytes", KEY_BYTES, AT(flight_bytes), 64 * KIB, 1 * GIB, "128MiB"},
+    {"limits.fetchBytes", KEY_BYTES, AT(fetch_bytes), 1 * MIB, 1 * GIB, "4MiB"},
 
     {"sourceConfig.kafka.address", KEY_TEXT, AT(kafka.address)},
     {"sourceConfig.kafka.securityProtocol", KEY_TEXT, AT(kafka.security_protocol)},

@@ -3,7 +3,7 @@
 /* Below this a span says little about the rate. */
 #define SPAN_MIN_US 50000
 
-enum { FIRST_REQUESTS = 4 }; /* the window that a rate is first measured with */
+enum { FIRST_REQUESTS = 8 }; /* the window that a rate is first measured with */
 
 void pace_reset(struct pace *p)
 {

@@ -128,8 +128,8 @@ static void defaults(void **state)
     assert_int_equal(cfg->retry_max_ms, 10000);
     assert_int_equal(cfg->batch_bytes, 4 << 20);
     assert_int_equal(cfg->channel_bytes, 8 << 20);
-    assert_int_equal(cfg->task_bytes, 96 << 20);
-    assert_int_equal(cfg->process_bytes, 256 << 20);
+    assert_int_equal(cfg->task_bytes, 192 << 20);
+    assert_int_equal(cfg->process_bytes, 512 << 20);
     assert_false(cfg->dry_run);
 }
 
