@@ -5,9 +5,8 @@ from pymilvus import db
 from compare import wait_equal
 from workload import SHAPES
 
-pytestmark = pytest.mark.every_queue
 
-
+@pytest.mark.every_queue
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows(lab, cdc, shape):
     """A collection made after the task: from its first row, with deletes and upserts."""
@@ -22,6 +21,7 @@ def test_rows(lab, cdc, shape):
     assert lab.target.count(t.name) == 301 - (20 if SHAPES[shape].auto else 10)
 
 
+@pytest.mark.every_queue
 def test_rows_of_one_request_larger_than_a_message(lab, cdc):
     """The source cuts a request into messages of about 5 MB; each has its own id, all have the same time."""
     task = lab.create(cdc, ["*"])
@@ -32,6 +32,7 @@ def test_rows_of_one_request_larger_than_a_message(lab, cdc):
     assert lab.target.count(t.name) == 200
 
 
+@pytest.mark.every_queue
 def test_existing_collection_follows_from_the_task_start(lab, cdc):
     t = lab.table("a", loaded=False)
     t.put(50)
@@ -44,6 +45,7 @@ def test_existing_collection_follows_from_the_task_start(lab, cdc):
     assert lab.target.count(t.name) == 7
 
 
+@pytest.mark.every_queue
 def test_use_start_position_brings_all_rows(lab, cdc):
     t = lab.table("a", loaded=False)
     keys = t.put(50)
@@ -56,6 +58,7 @@ def test_use_start_position_brings_all_rows(lab, cdc):
     assert lab.target.count(t.name) == 52
 
 
+@pytest.mark.every_queue
 def test_create_and_drop_partition(lab, cdc):
     task = lab.create(cdc, ["*"])
     t = lab.table("a")
@@ -115,6 +118,7 @@ def test_delete_and_upsert_in_a_partition(lab, cdc):
     assert lab.target.count(t.name, partition="_default") == 10
 
 
+@pytest.mark.every_queue
 def test_drop_collection(lab, cdc):
     task = lab.create(cdc, ["*"])
     t, other = lab.table("a"), lab.table("b")
@@ -126,6 +130,7 @@ def test_drop_collection(lab, cdc):
     lab.equal(cdc, task, [other])
 
 
+@pytest.mark.every_queue
 def test_index_drop_and_load_release(lab, cdc):
     task = lab.create(cdc, ["*"])
     t = lab.table("a")
@@ -190,6 +195,7 @@ def test_flush(lab, cdc):
     lab.equal(cdc, task, [t, other], timeout=60)
 
 
+@pytest.mark.every_queue
 def test_databases(lab, cdc):
     """A database from before the task is made on the target, and one that comes later; a drop follows."""
     old = lab.database("old")

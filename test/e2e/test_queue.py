@@ -3,6 +3,7 @@ import json
 import subprocess
 
 import pytest
+from bench_parts import Sink
 from compare import compare
 from conftest import QUEUE
 from pymilvus import utility
@@ -110,6 +111,25 @@ def test_subscriptions_live_as_long_as_the_task(lab, cdc):
     lab.equal(cdc, task, [t])
     cdc.api("delete", task_id=task)
     wait_for("no subscription any more", lambda: subscriptions(task) == 0, 30)
+
+
+def test_slow_target_slows_nobody(lab, cdc):
+    """Two tasks read one collection through one reader; the target of one is slow, then gone."""
+    slow = Sink(lab.folder / "slow", delay_ms=2000).start()
+    try:
+        t = lab.table("a")
+        slow_task, task = cdc.create(slow, [t.name]), lab.create(cdc, [t])
+        for _ in range(20):
+            t.put(50)
+        lab.equal(cdc, task, [t], timeout=60)
+        slow.kill()
+        t.put(50)
+        lab.equal(cdc, task, [t], timeout=60)
+        reason = wait_for("the other task's trouble", lambda: cdc.task(slow_task).get("reason"), 60)
+        assert str(slow.port) in reason
+        assert cdc.task(slow_task)["state"] == "Running"
+    finally:
+        slow.kill()
 
 
 def test_queue_that_is_not_there_is_told(lab):
