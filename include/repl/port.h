@@ -104,7 +104,8 @@ struct wal_port_ops {
      * For queues whose retention follows its subscriptions (Pulsar), else NULL. retain: what owner (a task's id) still
      * needs of topic is from on, inclusive; NONE: everything that is there. May move forward often; retried inside,
      * durable on the broker, also while nothing reads. forget: owner needs nothing of topic any more; done comes once
-     * the broker knows (a topic without such a subscription is success; RETRY: the broker does not answer now).
+     * the broker knows (a topic without such a subscription is success; RETRY: the broker does not answer now). done NULL:
+     * tried until it succeeds.
      */
     void (*retain)(struct wal_port *w, const char *owner, const char *topic, struct wal_pos from);
     void (*forget)(struct wal_port *w, const char *owner, const char *topic, wal_forget_fn done, void *arg);

@@ -104,6 +104,7 @@ void pend_cancel(struct wal_port *w, void *arg)
         if (e->arg == arg)
             pend_free(e);
     }
+    pretain_cancel(p, arg);
 }
 
 void pends_close(struct pulsar *p)

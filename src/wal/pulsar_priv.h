@@ -225,5 +225,6 @@ void pends_close(struct pulsar *p);
 
 void pretain_set(struct wal_port *w, const char *owner, const char *topic, struct wal_pos from);
 void pretain_forget(struct wal_port *w, const char *owner, const char *topic, wal_forget_fn done, void *arg);
+void pretain_cancel(struct pulsar *p, void *arg);
 void pretains_close(struct pulsar *p);
 #endif

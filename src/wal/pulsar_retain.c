@@ -39,7 +39,7 @@ struct pretain {
     struct timer timer; /* the next try, or the next ack */
     struct backoff backoff;
     uint64_t last_ack_ms;
-    struct waiters waiters; /* not empty: to be forgotten, one try */
+    struct waiters waiters; /* not empty: to be forgotten; one try while somebody waits for the answer */
     bool again;             /* retain() came while it is being forgotten */
 };
 
@@ -72,6 +72,20 @@ static void pretain_free(struct pretain *t)
     free(t);
 }
 
+/* Nobody will ask again. */
+static bool unattended(const struct pretain *t)
+{
+    const struct waiter *w;
+
+    STAILQ_FOREACH (w, &t->waiters, next) {
+        if (w->done)
+            return false;
+    }
+    return !t->again;
+}
+
+static void try_later(struct pretain *t, const struct err *err);
+
 /* The one try to forget has ended. */
 static void forgotten(struct pretain *t, const struct err *err)
 {
@@ -79,6 +93,10 @@ static void forgotten(struct pretain *t, const struct err *err)
     struct err copy;
     struct waiter *w;
 
+    if (err && unattended(t)) {
+        try_later(t, err);
+        return;
+    }
     if (err)
         copy = *err;
     STAILQ_CONCAT(&waiters, &t->waiters);
@@ -92,7 +110,8 @@ static void forgotten(struct pretain *t, const struct err *err)
     }
     while ((w = STAILQ_FIRST(&waiters))) {
         STAILQ_REMOVE_HEAD(&waiters, next);
-        w->done(w->arg, err ? &copy : NULL);
+        if (w->done)
+            w->done(w->arg, err ? &copy : NULL);
         free(w);
     }
 }
@@ -276,6 +295,19 @@ void pretain_forget(struct wal_port *w, const char *owner, const char *topic, wa
         start(t);
     else
         work(t);
+}
+
+void pretain_cancel(struct pulsar *p, void *arg)
+{
+    struct pretain *t;
+    struct waiter *w;
+
+    LIST_FOREACH (t, &p->retains, next) {
+        STAILQ_FOREACH (w, &t->waiters, next) {
+            if (w->arg == arg)
+                w->done = NULL;
+        }
+    }
 }
 
 void pretains_close(struct pulsar *p)

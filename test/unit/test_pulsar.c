@@ -1358,6 +1358,28 @@ static void forget_unsubscribes(void **state)
     assert_int_equal(fake->acks[0].entry, 1);
 }
 
+/* Nobody waits for the answer: it is tried until the broker has done it. A cancelled call is not answered. */
+static void forget_without_an_answer(void **state)
+{
+    struct answer a = {0};
+
+    (void)state;
+    port->ops->retain(port, "task", "t", WAL_POS_NONE);
+    WAIT_FOR(fake->subscription[0]);
+    fake->subscribe_errors = 0;
+    fake->unsubscribe_code = 5;
+    port->ops->forget(port, "task", "t", NULL, NULL);
+    WAIT_FOR(fake->n_unsubscribe >= 2);
+    fake->unsubscribe_code = 0;
+    unsigned n = fake->n_unsubscribe;
+    WAIT_FOR(fake->n_unsubscribe > n);
+    port->ops->forget(port, "task", "t", on_forgotten, &a);
+    port->ops->end_cancel(port, &a);
+    n = fake->n_unsubscribe;
+    WAIT_FOR(fake->n_unsubscribe > n);
+    assert_int_equal(a.n, 0);
+}
+
 static void retain_goes_on_after_refusals(void **state)
 {
     (void)state;
@@ -1614,6 +1636,7 @@ int main(int argc, char **argv)
         WITH_BROKER(the_end_of_a_topic),
         WITH_BROKER(retain_acknowledges_what_is_before),
         WITH_BROKER(forget_unsubscribes),
+        WITH_BROKER(forget_without_an_answer),
         WITH_BROKER(retain_goes_on_after_refusals),
         WITH_BROKER(close_with_everything_open),
         WITH_BROKER(ids),
