@@ -194,7 +194,7 @@ struct tchan {
     struct backoff backoff;
     unsigned refusals;         /* answers without a known reason (code 65535) in a row */
     char *trouble;             /* last error, NULL: none */
-    struct metric *m_tick;
+    struct metric *m_tick, *m_window;
     char *keep_task;           /* keep_queryable: the paused task, its store */
     struct store *keep_store;
     bool closing;

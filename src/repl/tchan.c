@@ -356,12 +356,15 @@ static size_t tchan_window(struct tchan *tc)
 {
     const struct repl_hub *h = tc->hub;
     uint64_t gen = h->sink->ops->generation(h->sink);
+    size_t window;
 
     if (gen != tc->pace_gen) {
         pace_reset(&tc->pace);
         tc->pace_gen = gen;
     }
-    return pace_window(&tc->pace, h->far_ms * UINT64_C(1000), h->batch_bytes, h->flight_bytes);
+    window = pace_window(&tc->pace, h->far_ms * UINT64_C(1000), h->batch_bytes, h->flight_bytes);
+    tc->m_window->value = (double)window;
+    return window;
 }
 
 /* A tick whose messages are all confirmed and that may be sent now, or 0. Two ticks in flight could change places. */
@@ -816,6 +819,15 @@ static void confirm_answered(struct tchan *tc)
     }
 }
 
+/* After an answer. */
+static void go_on(struct tchan *tc)
+{
+    confirm_answered(tc);
+    tchan_progress(tc);
+    tchan_notify(tc);
+    tchan_kick(tc);
+}
+
 static void fail_and_wait(struct tchan *tc, struct request *r, const struct err *err, bool doubt)
 {
     uint64_t wait;
@@ -845,10 +857,7 @@ static void on_answer(void *arg, const struct err *err, bool doubt, const char *
         if (tc->pace_gen == tc->hub->sink->ops->generation(tc->hub->sink))
             pace_answer(&tc->pace, now, now - r->sent_us, r->bytes);
     }
-    confirm_answered(tc);
-    tchan_progress(tc);
-    tchan_notify(tc);
-    tchan_kick(tc);
+    go_on(tc);
 }
 
 static bool may_send(struct tchan *tc, const struct request *r)
@@ -897,12 +906,7 @@ static void tchan_load(struct tchan *tc);
 
 static void on_skip(void *arg)
 {
-    struct tchan *tc = arg;
-
-    confirm_answered(tc);
-    tchan_progress(tc);
-    tchan_notify(tc);
-    tchan_kick(tc);
+    go_on(arg);
 }
 
 static void on_timer(void *arg)
@@ -942,6 +946,9 @@ struct tchan *tchan_new(struct repl_hub *h, const char *name)
     LIST_INIT(&tc->links);
     TAILQ_INIT(&tc->flying);
     tc->backoff = h->retry;
+    tc->m_window = metric_get(METRIC_GAUGE, "milvus_cdc_target_window_bytes",
+                              "bytes that may be under way to a far target, 0: one request at a time",
+                              METRIC_LABELS({"channel_name", tc->name}));
     tc->m_tick = metric_get(METRIC_GAUGE, "milvus_cdc_center_tt", "last time tick sent, ms since 1970",
                             METRIC_LABELS({"channel_name", tc->name}));
     timer_init(&tc->tick_timer, h->loop, LOOP_PRIO_NORMAL, on_timer, tc);

@@ -7,10 +7,10 @@
 #include "base/mem.h"
 #include "loop/loop.h"
 #include "loop/xthread.h"
+#include "wal/id64_priv.h"
 #include "wal/kafka_priv.h"
 
 enum {
-    ID_BYTES = 8,
     END_MS = 3000,
 };
 
@@ -68,23 +68,17 @@ static struct wal_reader *op_open(struct wal_port *port, const char *topic, cons
 /* The offset as int64, little endian (source.md 7.1). */
 static size_t op_id_encode(struct wal_pos pos, uint8_t *ret_id)
 {
-    uint64_t offset = pos.minor - 1;
-
-    for (int i = 0; i < ID_BYTES; i++)
-        ret_id[i] = (uint8_t)(offset >> (8 * i));
-    return ID_BYTES;
+    return id64_encode(pos.minor - 1, ret_id);
 }
 
 /* 0, or ERR_PROTO: not 8 bytes or negative. */
 static int op_id_decode(const uint8_t *id, size_t len, struct wal_pos *ret_pos)
 {
-    uint64_t offset = 0;
+    uint64_t v;
 
-    if (len != ID_BYTES || id[ID_BYTES - 1] > INT8_MAX)
+    if (id64_decode(id, len, INT64_MAX, &v))
         return ERR_PROTO;
-    for (int i = 0; i < ID_BYTES; i++)
-        offset |= (uint64_t)id[i] << (8 * i);
-    *ret_pos = (struct wal_pos){0, offset + 1};
+    *ret_pos = (struct wal_pos){0, v + 1};
     return 0;
 }
 

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "net/tls_priv.h"
+#include "wal/id64_priv.h"
 #include "wal/nats_priv.h"
 
 #include <assert.h>
@@ -24,7 +25,6 @@ enum {
     WATCH_MS = 200, /* while something is in trouble */
     TROUBLE_AFTER_MS = 1000,
     DISCONNECT_AFTER_MS = 10000, /* without use */
-    ID_BYTES = 8,
 };
 
 struct nats_end {
@@ -557,20 +557,16 @@ static void op_end_cancel(struct wal_port *port, void *arg)
 /* uint64, little endian (source.md 7.3). */
 static size_t op_id_encode(struct wal_pos pos, uint8_t *ret_id)
 {
-    for (int i = 0; i < ID_BYTES; i++)
-        ret_id[i] = (uint8_t)(pos.minor >> (8 * i));
-    return ID_BYTES;
+    return id64_encode(pos.minor, ret_id);
 }
 
 /* 0, or ERR_PROTO: not 8 bytes. */
 static int op_id_decode(const uint8_t *id, size_t len, struct wal_pos *ret_pos)
 {
-    uint64_t v = 0;
+    uint64_t v;
 
-    if (len != ID_BYTES)
+    if (id64_decode(id, len, UINT64_MAX, &v))
         return ERR_PROTO;
-    for (int i = 0; i < ID_BYTES; i++)
-        v |= (uint64_t)id[i] << (8 * i);
     *ret_pos = (struct wal_pos){0, v};
     return 0;
 }

@@ -7,6 +7,7 @@
 #include "loop/loop.h"
 #include "loop/xthread.h"
 #include "repl/port.h"
+#include "wal/id64_priv.h"
 #include "wal/rocksmq_priv.h"
 
 #include <assert.h>
@@ -28,7 +29,6 @@ enum {
     CLOSE_AFTER_MS = 10000,  /* without work: open files hold the disk space of deleted ones */
     TURN_CALLS = 64,         /* callbacks in one turn of the loop */
     TURN_BYTES = 64 << 10,   /* of messages in one turn, or one slice */
-    ID_BYTES = 8,
 };
 
 enum reader_state {
@@ -619,20 +619,16 @@ static void op_end_cancel(struct wal_port *port, void *arg)
 /* int64, little endian (source.md 7.4). */
 static size_t op_id_encode(struct wal_pos pos, uint8_t *ret_id)
 {
-    for (int i = 0; i < ID_BYTES; i++)
-        ret_id[i] = (uint8_t)(pos.minor >> (8 * i));
-    return ID_BYTES;
+    return id64_encode(pos.minor, ret_id);
 }
 
 /* 0, or ERR_PROTO: not 8 bytes or negative. */
 static int op_id_decode(const uint8_t *id, size_t len, struct wal_pos *ret_pos)
 {
-    uint64_t v = 0;
+    uint64_t v;
 
-    if (len != ID_BYTES || id[ID_BYTES - 1] > INT8_MAX)
+    if (id64_decode(id, len, INT64_MAX, &v))
         return ERR_PROTO;
-    for (int i = 0; i < ID_BYTES; i++)
-        v |= (uint64_t)id[i] << (8 * i);
     *ret_pos = (struct wal_pos){0, v};
     return 0;
 }

@@ -1,4 +1,5 @@
 #include "wal/rocksmq_priv.h"
+#include "wal/rocksmq_scan_priv.h"
 
 #include "base/buf.h"
 #include "base/clock.h"
@@ -16,7 +17,6 @@
 #include <unistd.h>
 
 enum {
-    ID_DIGITS_MAX = 19,    /* int64 */
     BIG_VALUE = 64 << 10,  /* gets a buffer of its own; smaller ones share one */
     CACHE_BYTES = 4 << 20, /* in one shard, so that a block of some MiB fits */
     REFRESH_TRIES = 10,
@@ -110,16 +110,6 @@ void rmq_db_free(struct rmq_db *db)
     free(db);
 }
 
-/* Takes over RocksDB's error text. */
-static int rocks_err(struct err *err, const struct rmq_db *db, const char *what, char *text)
-{
-    int code =
-        err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s: %s: %s", db->path, what, text);
-
-    rocksdb_free(text);
-    return code;
-}
-
 static int make_dirs(const char *path, struct err *err)
 {
     char *copy = xstrdup(path);
@@ -175,7 +165,7 @@ static int open_db(struct rmq_db *db, struct err *err)
         return rc;
     remove_old_info_logs(db->secondary_dir);
     db->db = rocksdb_open_as_secondary(db->opts, db->path, db->secondary_dir, &text);
-    return text ? rocks_err(err, db, "open", text) : 0;
+    return text ? rmq_rocks_err(err, db->path, "open", text) : 0;
 }
 
 static int open_or_catch_up(struct rmq_db *db, struct err *err)
@@ -185,7 +175,7 @@ static int open_or_catch_up(struct rmq_db *db, struct err *err)
     if (!db->db)
         return open_db(db, err);
     rocksdb_try_catch_up_with_primary(db->db, &text);
-    return text ? rocks_err(err, db, "catch up", text) : 0;
+    return text ? rmq_rocks_err(err, db->path, "catch up", text) : 0;
 }
 
 static int list_logs(struct rmq_db *db, struct err *err)
@@ -242,253 +232,6 @@ static int refresh(struct rmq_db *db, const struct rmq_part *parts, size_t n, si
     }
     return err_set(err, ERR_UNAVAILABLE, ERRC_RETRY, "rocksmq %s: log files keep changing",
                    db->path);
-}
-
-/* ---- tables: one topic --------------------------------------------------------------------- */
-
-/* Walks the messages of one topic: keys "<topic>/<decimal id>". */
-struct scan {
-    struct rmq_db *db;
-    rocksdb_readoptions_t *ro;
-    rocksdb_iterator_t *it;
-    char *key;   /* "<topic>/" with room for digits */
-    char *lower; /* "<topic>/0" */
-    char *upper; /* "<topic>/:", the first key after those with digits */
-    size_t prefix;
-    const char *topic;
-};
-
-static void scan_init(struct scan *sc, struct rmq_db *db, const char *topic)
-{
-    size_t len = strlen(topic) + 1;
-
-    *sc = (struct scan){.db = db, .prefix = len, .topic = topic};
-    sc->key = xmalloc(len + ID_DIGITS_MAX + 2);
-    snprintf(sc->key, len + 1, "%s/", topic);
-    sc->lower = xasprintf("%s/0", topic);
-    sc->upper = xasprintf("%s/:", topic);
-    sc->ro = rocksdb_readoptions_create();
-    rocksdb_readoptions_set_iterate_lower_bound(sc->ro, sc->lower, len + 1);
-    rocksdb_readoptions_set_iterate_upper_bound(sc->ro, sc->upper, len + 1);
-    sc->it = rocksdb_create_iterator(db->db, sc->ro);
-}
-
-static void scan_release(struct scan *sc)
-{
-    rocksdb_iter_destroy(sc->it);
-    rocksdb_readoptions_destroy(sc->ro);
-    free(sc->key);
-    free(sc->lower);
-    free(sc->upper);
-}
-
-static int scan_error(const struct scan *sc, struct err *err)
-{
-    char *text = NULL;
-
-    rocksdb_iter_get_error(sc->it, &text);
-    return text ? rocks_err(err, sc->db, "read", text) : 0;
-}
-
-static uint64_t pow10_u64(unsigned n)
-{
-    uint64_t v = 1;
-
-    while (n-- > 0)
-        v *= 10;
-    return v;
-}
-
-static unsigned count_digits(uint64_t id)
-{
-    unsigned n = 1;
-
-    while (id >= 10) {
-        id /= 10;
-        n++;
-    }
-    return n;
-}
-
-/* The digits of the id under the iterator; 0: this key is no message of the topic. */
-static unsigned scan_get(const struct scan *sc, uint64_t *ret_id)
-{
-    size_t len;
-    const char *key = rocksdb_iter_key(sc->it, &len); /* within the bounds, so of this topic */
-
-    return rmq_key_parse(key, len, sc->prefix - 1, ret_id);
-}
-
-static size_t make_key(struct scan *sc, uint64_t id)
-{
-    return sc->prefix + (size_t)snprintf(sc->key + sc->prefix, ID_DIGITS_MAX + 2, "%" PRIu64, id);
-}
-
-/* Moves to the first key not below id's. */
-static bool scan_seek(struct scan *sc, uint64_t id)
-{
-    size_t len = make_key(sc, id);
-
-    rocksdb_iter_seek(sc->it, sc->key, len);
-    return rocksdb_iter_valid(sc->it);
-}
-
-static bool scan_seek_for_prev(struct scan *sc, uint64_t id)
-{
-    size_t len = make_key(sc, id);
-
-    rocksdb_iter_seek_for_prev(sc->it, sc->key, len);
-    return rocksdb_iter_valid(sc->it);
-}
-
-/*
- * Byte order is number order only among ids of equal length: 10 lies between 1 and 2. The functions
- * below look at one length at a time and jump over keys of others.
- */
-
-/* Moves to the smallest id of that many digits that is not below from. */
-static bool first_of_length(struct scan *sc, unsigned digits, uint64_t from, uint64_t *ret_id)
-{
-    bool valid = scan_seek(sc, from);
-
-    while (valid) {
-        uint64_t id = 0;
-        unsigned n = scan_get(sc, &id);
-
-        if (n == digits) {
-            *ret_id = id;
-            return true;
-        }
-        if (n == 0) {
-            rocksdb_iter_next(sc->it);
-            valid = rocksdb_iter_valid(sc->it);
-        } else if (n > digits) {
-            uint64_t next = id / pow10_u64(n - digits) + 1; /* its own prefix sorts before it */
-
-            valid = next < pow10_u64(digits) && scan_seek(sc, next);
-        } else {
-            valid = scan_seek(sc, id * pow10_u64(digits - n));
-        }
-    }
-    return false;
-}
-
-/* Moves to the greatest id of that many digits. */
-static bool last_of_length(struct scan *sc, unsigned digits, uint64_t *ret_id)
-{
-    bool valid = scan_seek_for_prev(sc, pow10_u64(digits) - 1);
-
-    while (valid) {
-        uint64_t id = 0;
-        unsigned n = scan_get(sc, &id);
-
-        if (n == digits) {
-            *ret_id = id;
-            return true;
-        }
-        if (n == 0) {
-            rocksdb_iter_prev(sc->it);
-            valid = rocksdb_iter_valid(sc->it);
-        } else if (n > digits) {
-            valid = scan_seek_for_prev(sc, id / pow10_u64(n - digits));
-        } else { /* those that start with id lie after it */
-            valid = count_digits(id - 1) == n && id > 1 &&
-                    scan_seek_for_prev(sc, id * pow10_u64(digits - n) - 1);
-        }
-    }
-    return false;
-}
-
-static bool first_not_shorter(struct scan *sc, unsigned digits, uint64_t *ret_id)
-{
-    for (; digits <= ID_DIGITS_MAX; digits++) {
-        if (first_of_length(sc, digits, pow10_u64(digits - 1), ret_id))
-            return true;
-    }
-    return false;
-}
-
-/*
- * Could a topic with this id have longer ones? The search for them passes every shorter key, so it
- * is left out where they are impossible: ids of 18 digits are composed from the time
- * (source.md 7.4), and 2^57 of them are 17 years, longer than any topic is silent. Shorter ids are
- * always taken as possible.
- */
-static bool may_get_longer(uint64_t id)
-{
-    unsigned digits = count_digits(id);
-
-    return digits < ID_DIGITS_MAX && pow10_u64(digits) - id < (uint64_t)1 << 57;
-}
-
-/* First and last in byte order have one length, and no longer id can hide between them. */
-static bool one_length(struct scan *sc, uint64_t *ret_first, uint64_t *ret_last, bool *ret_empty)
-{
-    unsigned first = 0, last = 0;
-    bool valid;
-
-    for (valid = scan_seek_for_prev(sc, pow10_u64(ID_DIGITS_MAX) - 1);
-         valid && !(last = scan_get(sc, ret_last)); valid = rocksdb_iter_valid(sc->it))
-        rocksdb_iter_prev(sc->it);
-    for (valid = scan_seek(sc, 1); valid && !(first = scan_get(sc, ret_first));
-         valid = rocksdb_iter_valid(sc->it))
-        rocksdb_iter_next(sc->it);
-    *ret_empty = first == 0;
-    return first != 0 && first == last && !may_get_longer(*ret_last);
-}
-
-/* Moves to the first message of the topic. */
-static bool scan_first(struct scan *sc, uint64_t *ret_id)
-{
-    uint64_t first = 0, last = 0;
-    bool empty;
-
-    if (one_length(sc, &first, &last, &empty)) {
-        *ret_id = first;
-        return true;
-    }
-    return !empty && first_not_shorter(sc, 1, ret_id);
-}
-
-static bool scan_last(struct scan *sc, uint64_t *ret_id)
-{
-    uint64_t first = 0, last = 0;
-    bool empty;
-
-    if (one_length(sc, &first, &last, &empty)) {
-        *ret_id = last;
-        return true;
-    }
-    for (unsigned digits = ID_DIGITS_MAX; !empty && digits > 0; digits--) {
-        if (last_of_length(sc, digits, ret_id))
-            return true;
-    }
-    return false;
-}
-
-/* The iterator stands on id: moves to the next message. */
-static bool scan_next(struct scan *sc, uint64_t id, uint64_t *ret_id)
-{
-    unsigned digits = count_digits(id);
-    bool valid;
-
-    rocksdb_iter_next(sc->it);
-    valid = rocksdb_iter_valid(sc->it);
-    if (valid && scan_get(sc, ret_id) == digits)
-        return true;
-    if (valid && count_digits(id + 1) == digits && first_of_length(sc, digits, id + 1, ret_id))
-        return true;
-    return (valid || may_get_longer(id)) && first_not_shorter(sc, digits + 1, ret_id);
-}
-
-/* The smallest id above one that is gone. */
-static bool scan_above(struct scan *sc, uint64_t id, uint64_t *ret_id)
-{
-    unsigned digits = count_digits(id);
-
-    if (count_digits(id + 1) == digits && first_of_length(sc, digits, id + 1, ret_id))
-        return true;
-    return may_get_longer(id) && first_not_shorter(sc, digits + 1, ret_id);
 }
 
 /* ---- logs: one topic ----------------------------------------------------------------------- */
@@ -662,18 +405,18 @@ static int finish(struct work *k, int code, struct err *err)
 /* ---- reading tables ------------------------------------------------------------------------ */
 
 /* A message that is neither in the tables nor in the logs. */
-static int lost(struct scan *sc, const struct rmq_cursor *c, const struct topic_seen *logs,
+static int lost(struct rmq_scan *sc, const struct rmq_cursor *c, const struct topic_seen *logs,
                 struct err *err)
 {
     const char *what = c->begun ? "the last message read" : "start position";
     uint64_t first = logs->first, last = logs->last, id;
     struct err failed;
 
-    if (scan_first(sc, &id) && (!first || id < first))
+    if (rmq_scan_first(sc, &id) && (!first || id < first))
         first = id;
-    if (scan_last(sc, &id) && id > last)
+    if (rmq_scan_last(sc, &id) && id > last)
         last = id;
-    if (scan_error(sc, &failed))
+    if (rmq_scan_error(sc, &failed))
         return err_copy(err, &failed);
     if (!first)
         return err_set(err, ERR_GONE, ERRC_LOST,
@@ -691,17 +434,17 @@ static int lost(struct scan *sc, const struct rmq_cursor *c, const struct topic_
  * missing if an older one exists, or if it was the end of the log a moment ago (retention takes
  * minutes at least).
  */
-static bool nothing_missed(struct scan *sc, const struct rmq_cursor *c)
+static bool nothing_missed(struct rmq_scan *sc, const struct rmq_cursor *c)
 {
     uint64_t first;
 
     if (c->end_ms && clock_mono_ms() - c->end_ms <= SEEN_END_MS)
         return true;
-    return scan_first(sc, &first) && first < c->id;
+    return rmq_scan_first(sc, &first) && first < c->id;
 }
 
 /* The cursor's message is not in the tables: then it must be in the logs. */
-static int look_in_logs(struct work *k, struct scan *sc, bool *ret_more, uint64_t *ret_id,
+static int look_in_logs(struct work *k, struct rmq_scan *sc, bool *ret_more, uint64_t *ret_id,
                         struct err *err)
 {
     const struct rmq_cursor *c = k->part->cursor;
@@ -713,15 +456,15 @@ static int look_in_logs(struct work *k, struct scan *sc, bool *ret_more, uint64_
         return 0;
     }
     if (!c->begun || !nothing_missed(sc, c)) {
-        code = scan_error(sc, err);
+        code = rmq_scan_error(sc, err);
         return code ? code : lost(sc, c, &k->seen, err);
     }
-    *ret_more = scan_above(sc, c->id, ret_id);
-    return scan_error(sc, err);
+    *ret_more = rmq_scan_above(sc, c->id, ret_id);
+    return rmq_scan_error(sc, err);
 }
 
 /* Moves to the next message to deliver.  *ret_more false: there is none (more) in the tables. */
-static int begin_scan(struct work *k, struct scan *sc, bool *ret_more, uint64_t *ret_id,
+static int begin_scan(struct work *k, struct rmq_scan *sc, bool *ret_more, uint64_t *ret_id,
                       struct err *err)
 {
     const struct rmq_cursor *c = k->part->cursor;
@@ -729,27 +472,27 @@ static int begin_scan(struct work *k, struct scan *sc, bool *ret_more, uint64_t 
     int code;
 
     if (!c->begun && c->earliest) {
-        *ret_more = scan_first(sc, ret_id);
-        return scan_error(sc, err);
+        *ret_more = rmq_scan_first(sc, ret_id);
+        return rmq_scan_error(sc, err);
     }
-    if (scan_seek(sc, c->id) && scan_get(sc, &id) && id == c->id) {
-        *ret_more = c->begun ? scan_next(sc, id, ret_id) : true;
+    if (rmq_scan_seek(sc, c->id) && rmq_scan_get(sc, &id) && id == c->id) {
+        *ret_more = c->begun ? rmq_scan_next(sc, id, ret_id) : true;
         if (!c->begun)
             *ret_id = id;
-        return scan_error(sc, err);
+        return rmq_scan_error(sc, err);
     }
-    code = scan_error(sc, err); /* a failed read is not an absent message */
+    code = rmq_scan_error(sc, err); /* a failed read is not an absent message */
     return code ? code : look_in_logs(k, sc, ret_more, ret_id, err);
 }
 
 /* True: the message at which the cursor goes on is in the tables, or it begins with the first one. */
-static bool starts_in_tables(struct scan *sc, const struct rmq_cursor *c)
+static bool starts_in_tables(struct rmq_scan *sc, const struct rmq_cursor *c)
 {
     uint64_t id = 0;
 
     if (!c->begun && c->earliest)
         return true;
-    return scan_seek(sc, c->id) && scan_get(sc, &id) && id == c->id;
+    return rmq_scan_seek(sc, c->id) && rmq_scan_get(sc, &id) && id == c->id;
 }
 
 /* Many readers begin at places in the logs: one walk finds them all. */
@@ -761,19 +504,19 @@ static int look_ahead(struct rmq_db *db, struct work *works, size_t n, struct er
 
     for (size_t i = 0; !code && i < n; i++) {
         const struct rmq_cursor *c = works[i].part->cursor;
-        struct scan sc;
+        struct rmq_scan sc;
 
         if (!in_tables(db, c))
             continue;
-        scan_init(&sc, db, c->topic);
+        rmq_scan_init(&sc, db->db, db->path, c->topic);
         if (!starts_in_tables(&sc, c)) {
             works[i].looked = true;
             works[i].seen = (struct topic_seen){.topic = c->topic, .topic_len = c->topic_len, .find = c->id};
             all = xrealloc(all, (found + 1) * sizeof(struct topic_seen *));
             all[found++] = &works[i].seen;
         }
-        code = scan_error(&sc, err); /* a failed read is not an absent message */
-        scan_release(&sc);
+        code = rmq_scan_error(&sc, err); /* a failed read is not an absent message */
+        rmq_scan_release(&sc);
     }
     if (!code && found > 0)
         code = see_logs(db, all, found, err);
@@ -781,7 +524,7 @@ static int look_ahead(struct rmq_db *db, struct work *works, size_t n, struct er
     return code;
 }
 
-static int fill_from_tables(struct work *k, struct scan *sc, struct err *err)
+static int fill_from_tables(struct rmq_db *db, struct work *k, struct rmq_scan *sc, struct err *err)
 {
     struct rmq_slice *s = &k->part->slice;
     uint64_t id = 0;
@@ -796,12 +539,12 @@ static int fill_from_tables(struct work *k, struct scan *sc, struct err *err)
             return 0;
         code = take_message(k, id, value, len, err);
         if (!code) {
-            more = scan_next(sc, id, &id);
-            code = scan_error(sc, err);
+            more = rmq_scan_next(sc, id, &id);
+            code = rmq_scan_error(sc, err);
         }
     }
     if (!code && !more && !s->log.file) {
-        s->log = rmq_logs_begin(sc->db->logs);
+        s->log = rmq_logs_begin(db->logs);
         s->caught_up = !s->log.file; /* no log at all: this was everything */
     }
     return code;
@@ -809,13 +552,13 @@ static int fill_from_tables(struct work *k, struct scan *sc, struct err *err)
 
 static int read_tables(struct rmq_db *db, struct work *k, struct err *err)
 {
-    struct scan sc;
+    struct rmq_scan sc;
     int code;
 
     k->part->slice.log = (struct rmq_log_pos){0};
-    scan_init(&sc, db, k->part->cursor->topic);
-    code = fill_from_tables(k, &sc, err);
-    scan_release(&sc);
+    rmq_scan_init(&sc, db->db, db->path, k->part->cursor->topic);
+    code = fill_from_tables(db, k, &sc, err);
+    rmq_scan_release(&sc);
     return finish(k, code, err);
 }
 
@@ -1084,15 +827,15 @@ static int read_parts(struct rmq_db *db, struct work *works, size_t n, struct er
 
 static int last_in_tables(struct rmq_db *db, struct rmq_end *e, struct err *err)
 {
-    struct scan sc;
+    struct rmq_scan sc;
     uint64_t id = 0;
     int code;
 
-    scan_init(&sc, db, e->topic);
-    if (scan_last(&sc, &id) && id > e->last)
+    rmq_scan_init(&sc, db->db, db->path, e->topic);
+    if (rmq_scan_last(&sc, &id) && id > e->last)
         e->last = id;
-    code = scan_error(&sc, err);
-    scan_release(&sc);
+    code = rmq_scan_error(&sc, err);
+    rmq_scan_release(&sc);
     e->found = e->last != 0;
     return code;
 }
