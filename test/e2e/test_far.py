@@ -22,6 +22,11 @@ class Distance:
         asyncio.set_event_loop(self.loop)
         self.loop.run_until_complete(self._serve())
         self.loop.run_forever()
+        tasks = asyncio.all_tasks(self.loop)
+        for t in tasks:
+            t.cancel()
+        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self.loop.close()
 
     async def _serve(self):
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
