@@ -117,8 +117,8 @@ def test_slow_target_slows_nobody(lab, cdc):
     """Two tasks read one collection through one reader; the target of one is slow, then gone."""
     slow = Sink(lab.folder / "slow", delay_ms=2000).start()
     try:
+        slow_task, task = cdc.create(slow, [lab.name("a")]), lab.create(cdc, [lab.name("a")])
         t = lab.table("a")
-        slow_task, task = cdc.create(slow, [t.name]), lab.create(cdc, [t])
         for _ in range(20):
             t.put(50)
         lab.equal(cdc, task, [t], timeout=60)
