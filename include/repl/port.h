@@ -258,8 +258,9 @@ struct sink {
  */
 struct repl_ckpt {
     char *src_channel, *dst_channel; /* pchannels */
-    struct wal_pos start;  /* read again from here: the last source tick at or before done (NONE: see shards) */
-    uint64_t start_tt;     /* that tick's time, 0 when start is not a tick */
+    struct wal_pos start;  /* read again from here: the last source tick at or before done, or the first message
+                              before that tick whose time is greater (NONE: see shards) */
+    uint64_t start_tt;     /* that tick's time: messages up to it are on the target; 0: none yet */
     struct wal_pos done, sent;
     uint64_t done_tt;      /* source time up to which all is confirmed: the source's own last tick */
     uint64_t sent_tt;      /* greatest time given to a message in (done, sent]: new times begin above it */

@@ -5,15 +5,19 @@
  * of time at the tick. That is sound as long as the channel's tick is below the link's, so a live link is counted
  * in the channel's minimum.
  *
- * CATCHUP: the channel's tick is ahead (or not known to be behind). A window, i.e. what lies between two source
- * ticks, is held, sorted by time, and sent with new times above the channel's tick; messages of equal time keep
- * equal times.  The link becomes live when its tick is above every new time.
+ * CATCHUP: the channel's tick is ahead (or not known to be behind). A window, i.e. what a source tick covers and the one
+ * before it does not, is held, sorted by time, and sent with new times above the channel's tick; messages of equal time
+ * keep equal times.  The link becomes live when its tick is above every new time.
+ *
+ * A message may lie before a tick in the log and have a greater time (source.md 6): it belongs to the next window, so that
+ * an upsert's Insert and Delete, which have equal times, are never torn apart by a tick between them. Reading begins
+ * again at the first such message, and what the tick covers is passed over.
  *
  * Repair: messages that the target may have already (after a crash, or a request without an answer) are sent again as
  * delete + insert at new times (target.md 3.7). They are windows too.
  *
- * Inside a window the log's order and the order of time may differ. Whenever the rest of a window that was sent in part
- * gets new times, its confirmed messages that are not older than the rest are repeated with it.
+ * The log's order and the order of time may differ. Whenever messages get new times, the confirmed ones that are not older
+ * are repeated with them.
  */
 #include "repl/priv.h"
 
@@ -98,32 +102,36 @@ static bool seen_before(struct item **items, size_t i)
     return false;
 }
 
-/* Oldest time among the messages that are not confirmed; UINT64_MAX: none. */
-static uint64_t oldest_unconfirmed(const struct link *l)
+/* Least time that gets, or got, a new one: of the messages that the tick covers and that are not confirmed. */
+static uint64_t oldest_retimed(const struct link *l, uint64_t tick)
 {
     const struct item *it;
-    uint64_t min = UINT64_MAX;
+    uint64_t min = l->retime_from;
 
     TAILQ_FOREACH(it, &l->hold, entry)
-        if (!it->confirmed && it->tt < min)
+        if (!it->confirmed && it->tt <= tick && it->tt < min)
             min = it->tt;
     return min;
 }
 
-/* Takes the window out of hold as a sorted array without what need not be sent. */
-static struct item **window_take(struct link *l, bool retime, size_t *ret_n)
+/* Takes what the tick covers out of hold as a sorted array, without what need not be sent. */
+static struct item **window_take(struct link *l, uint64_t tick, bool retime, size_t *ret_n)
 {
-    struct item **items = NULL, *it;
+    struct item **items = NULL, *it, *next;
     size_t n = 0, cap = 0, kept = 0;
-    uint64_t oldest = retime ? oldest_unconfirmed(l) : UINT64_MAX;
 
-    while ((it = TAILQ_FIRST(&l->hold))) {
+    if (retime)
+        l->retime_from = oldest_retimed(l, tick);
+    for (it = TAILQ_FIRST(&l->hold); it; it = next) {
+        next = TAILQ_NEXT(it, entry);
+        if (it->tt > tick)
+            continue;
         TAILQ_REMOVE(&l->hold, it, entry);
-        if (it->confirmed && (!retime || it->tt < oldest)) {
+        if (it->confirmed && (!retime || it->tt < l->retime_from)) {
             item_free(it);
             continue;
         }
-        it->repair = it->confirmed || (in_repair(l) && wal_pos_cmp(it->pos, l->repair_to) <= 0);
+        it->repair |= it->confirmed;
         if (n == cap)
             items = xrealloc(items, (cap = cap ? cap * 2 : 64) * sizeof(struct item *));
         items[n++] = it;
@@ -153,15 +161,30 @@ static uint64_t time_floor(const struct link *l)
     return (t > l->above ? t : l->above) + l->retime_queued;
 }
 
-static void window_send(struct link *l, struct wal_pos end)
+/* Is something that the tick covers in doubt? */
+static bool window_in_doubt(const struct link *l, uint64_t tick)
+{
+    const struct item *it;
+
+    TAILQ_FOREACH(it, &l->hold, entry)
+        if (it->repair && it->tt <= tick)
+            return true;
+    return in_repair(l);
+}
+
+static void window_send(struct link *l, uint64_t tick)
 {
     size_t n;
-    bool retime = in_repair(l) || l->tick_read < time_floor(l);
-    struct item **items = window_take(l, retime, &n);
+    bool retime = window_in_doubt(l, tick) || l->tick_read < time_floor(l);
+    struct item **items = window_take(l, tick, retime, &n);
+    struct wal_pos last = WAL_POS_NONE;
     bool repair = false;
 
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         repair |= items[i]->repair;
+        if (wal_pos_cmp(items[i]->pos, last) > 0)
+            last = items[i]->pos;
+    }
     if (repair)
         l->above = l->sent_tt;
     for (size_t i = 0; i < n; i++) {
@@ -169,22 +192,73 @@ static void window_send(struct link *l, struct wal_pos end)
         items[i]->above = repair ? l->above : 0;
         items[i]->retime_more = retime && i + 1 < n && items[i + 1]->tt == items[i]->tt;
         items[i]->ack = WAL_POS_NONE; /* sorted: only the end of the window is a position */
-        items[i]->doubt = end;
+        items[i]->doubt = last;
         tchan_queue(l->tchan, items[i]);
     }
     free(items);
 }
 
+/* ---- what a tick does not cover ------------------------------------------------------------------ */
+
+static void later_add(struct link *l, struct wal_pos pos, uint64_t tt)
+{
+    if (l->n_later == l->cap_later)
+        l->later = xrealloc(l->later, (l->cap_later = l->cap_later ? l->cap_later * 2 : 16) * sizeof(*l->later));
+    l->later[l->n_later++] = (struct later){pos, tt};
+}
+
+/* LIVE: the first message before the tick with a greater time, or the tick's own place. */
+static struct wal_pos later_start(struct link *l, struct wal_pos pos, uint64_t tick)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < l->n_later; i++)
+        if (l->later[i].tt > tick)
+            l->later[kept++] = l->later[i];
+    l->n_later = kept;
+    return kept ? l->later[0].pos : pos;
+}
+
+/*
+ * CATCHUP ends: what the tick does not cover has times of its own above every new one, and goes as it arrived. done
+ * must not pass a message that is still queued.
+ */
+static void hold_pass_on(struct link *l, struct wal_pos tick_pos)
+{
+    struct item *it, *next;
+
+    while ((it = TAILQ_FIRST(&l->hold))) {
+        TAILQ_REMOVE(&l->hold, it, entry);
+        later_add(l, it->pos, it->tt);
+        next = TAILQ_FIRST(&l->hold);
+        if (it->confirmed) {
+            item_free(it);
+            continue;
+        }
+        it->doubt = it->pos;
+        it->ack = next ? wal_pos_before(next->pos) : tick_pos;
+        tchan_queue(l->tchan, it);
+    }
+}
+
+static bool hold_in_doubt(const struct link *l)
+{
+    const struct item *it;
+
+    TAILQ_FOREACH(it, &l->hold, entry)
+        if (it->repair)
+            return true;
+    return false;
+}
+
 /* ---- in ---------------------------------------------------------------------------------------- */
 
-bool link_has(const struct link *l, struct wal_pos pos)
+bool link_has(const struct link *l, struct wal_pos pos, uint64_t tt)
 {
-    int c = wal_pos_cmp(pos, l->start);
-
     if (l->mode == LINK_LIVE)
         return wal_pos_cmp(pos, l->done) <= 0;
-    /* a window that was sent in part is read again from its tick on: new times must respect what was sent */
-    return c < 0 || (c == 0 && l->start_tt);
+    /* what was confirmed behind the tick is read again: new times must respect it */
+    return wal_pos_cmp(pos, l->start) < 0 || tt <= l->start_tt;
 }
 
 static void count_read(struct link *l, const struct item *it)
@@ -202,34 +276,35 @@ void link_add(struct link *l, struct item *it)
     count_read(l, it);
     it->doubt = it->ack = it->pos;
     if (l->mode == LINK_LIVE) {
+        later_add(l, it->pos, it->tt);
         tchan_queue(l->tchan, it);
         tchan_kick(l->tchan);
         return;
     }
+    it->repair = in_repair(l) && wal_pos_cmp(it->pos, l->repair_to) <= 0;
     it->confirmed = wal_pos_cmp(it->pos, l->done) <= 0 && !wal_pos_is_none(it->pos);
     TAILQ_INSERT_TAIL(&l->hold, it, entry);
 }
 
 /* The source's tick as an item; one that is last in the queue already is moved forward in place. */
-static void queue_tick(struct link *l, struct wal_pos pos, uint64_t tt)
+static struct item *queue_tick(struct link *l, struct wal_pos pos, uint64_t tt)
 {
     struct item *it = l->tick;
 
     tchan_on_link_tick(l->tchan, l);
     if (!it) {
         it = item_new(ITEM_TICK, l);
-        it->tt = tt;
-        it->pos = it->ack = pos;
         tchan_queue(l->tchan, it);
-    } else {
-        it->tt = tt;
-        it->pos = it->ack = pos;
     }
+    it->tt = tt;
+    it->pos = it->ack = it->start = pos;
+    return it;
 }
 
 static void catch_up(struct link *l, struct wal_pos pos, uint64_t tt)
 {
     uint64_t ahead = l->tchan->tick_built;
+    struct item *it;
 
     if (!l->tchan->tick_loaded || wal_pos_cmp(pos, l->repair_to) < 0)
         return; /* the window goes on */
@@ -237,12 +312,17 @@ static void catch_up(struct link *l, struct wal_pos pos, uint64_t tt)
         l->counted = true;
         l->tick_built = l->tick_read; /* what it may promise until its next tick is built */
     }
-    window_send(l, pos);
+    window_send(l, tt);
     l->repair_to = WAL_POS_NONE;
-    queue_tick(l, pos, tt);
+    it = queue_tick(l, pos, tt);
+    if (!TAILQ_EMPTY(&l->hold)) {
+        it->start = TAILQ_FIRST(&l->hold)->pos;
+        it->ack = wal_pos_before(it->start);
+    }
     l->tick_read = tt;
-    if (l->counted && tt >= time_floor(l)) {
+    if (l->counted && tt >= time_floor(l) && !hold_in_doubt(l)) {
         l->mode = LINK_LIVE;
+        hold_pass_on(l, pos);
         log_debug("repl", "link is live", KS("task", l->stream->task->o.id), KS("from", l->stream->channel),
                   KS("to", l->tchan->name));
     }
@@ -250,14 +330,14 @@ static void catch_up(struct link *l, struct wal_pos pos, uint64_t tt)
 
 void link_on_tick(struct link *l, struct wal_pos pos, uint64_t tt)
 {
-    if (tt < l->tick_read || (link_has(l, pos) && l->mode == LINK_LIVE))
+    if (tt < l->tick_read || (l->mode == LINK_LIVE && link_has(l, pos, tt)))
         return; /* ticks may repeat; after a restart older ones are read again */
     l->m_read_tt->value = (double)tt_to_ms(tt);
     link_count(l, false, 2, TICK_BYTES);
     if (l->mode == LINK_CATCHUP) {
         catch_up(l, pos, tt);
     } else {
-        queue_tick(l, pos, tt);
+        queue_tick(l, pos, tt)->start = later_start(l, pos, tt);
         l->tick_read = tt;
     }
     if (!tchan_rests(l->tchan))
@@ -306,6 +386,8 @@ static void begin_catchup(struct link *l)
     l->mode = LINK_CATCHUP;
     l->counted = false;
     l->group_open = false;
+    l->n_later = 0;
+    l->retime_from = UINT64_MAX;
     l->tick_read = l->tick_built = l->start_tt;
     l->repair_to = wal_pos_cmp(l->sent, l->done) > 0 ? l->sent : WAL_POS_NONE;
 }
@@ -374,6 +456,7 @@ void link_free(struct link *l)
     hold_drop(l);
     tchan_detach(l->tchan, l);
     LIST_REMOVE(l, of_stream);
+    free(l->later);
     free(l->target_pos);
     free(l);
 }

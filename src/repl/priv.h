@@ -56,6 +56,7 @@ struct item {
     size_t len;
     struct wal_pos pos;      /* in the source channel; NONE for what we made */
     struct wal_pos ack;      /* the link is done up to here when this is confirmed; NONE: no change */
+    struct wal_pos start;    /* ITEM_TICK: where to read again from when it is confirmed */
     struct wal_pos doubt;    /* once this may have been sent, everything up to here is in doubt */
     uint64_t tt;             /* source time; ITEM_TICK: the tick */
     int64_t dst_partition;   /* partition id on the target, -1: none */
@@ -73,6 +74,11 @@ TAILQ_HEAD(item_list, item);
 enum link_mode {
     LINK_LIVE,    /* messages pass as they arrive, with their own times; its ticks bound the channel's */
     LINK_CATCHUP, /* behind the channel's tick: held until the source's tick, sorted, sent with new times */
+};
+
+struct later {
+    struct wal_pos pos;
+    uint64_t tt;
 };
 
 struct link {
@@ -98,7 +104,10 @@ struct link {
     struct wal_pos repair_to; /* NONE: nothing in doubt */
     uint64_t above;           /* new times of the last repair are greater */
 
-    struct item_list hold;    /* CATCHUP: the window since the last source tick */
+    struct item_list hold;    /* CATCHUP: what the source's ticks do not cover yet, in the log's order */
+    struct later *later;      /* LIVE: the same, which was passed on: place and time */
+    size_t n_later, cap_later;
+    uint64_t retime_from;     /* least source time that got a new one since the catching up began; UINT64_MAX: none */
     struct item *tick;        /* the last item in the queue is this tick: it can be moved forward in place */
     size_t queued, queued_bytes; /* items in the tchan's queue and their bytes */
     size_t rows_queued;       /* of these: not ticks */
@@ -122,8 +131,8 @@ void link_on_tick(struct link *l, struct wal_pos pos, uint64_t tt);
 void link_reset(struct link *l);
 /* The stored form; strings borrowed from the link. */
 void link_fill_ckpt(const struct link *l, struct repl_ckpt *ret);
-/* Is the message known to be on the target (or not ours)? */
-bool link_has(const struct link *l, struct wal_pos pos);
+/* Is the message, whose greatest time is tt, known to be on the target (or not ours)? */
+bool link_has(const struct link *l, struct wal_pos pos, uint64_t tt);
 /* After link_reset(), when nothing of it is in flight any more: what was sent and not confirmed is in doubt. */
 void link_restart(struct link *l);
 struct item *item_new(enum item_kind kind, struct link *l);
@@ -136,7 +145,7 @@ void item_free(struct item *it);
 /* What a request means for one link. */
 struct req_range {
     struct link *link; /* NULL: the link went meanwhile */
-    struct wal_pos ack, doubt, op, tick_pos, maybe_before;
+    struct wal_pos ack, doubt, op, tick_pos, tick_start, maybe_before;
     uint64_t tick_tt, op_tt, max_tt;
     bool has_rows;
     bool note;         /* it is stored before the request is sent */

@@ -145,6 +145,7 @@ void stream_open(struct stream *s)
     struct repl_task *t = s->task;
     struct wal_start start = {0};
     const struct link *l;
+    bool handled = true;
 
     if (s->state != STREAM_IDLE || t->state != RUN_RUNNING || t->fatal || !stream_begin(s, &start.pos))
         return;
@@ -160,8 +161,10 @@ void stream_open(struct stream *s)
         if (wal_pos_cmp(l->start, start.pos) == 0 && l->start_tt) {
             s->tick_pos = l->start;
             s->tick_tt = l->start_tt;
+            handled &= wal_pos_cmp(l->done, l->start) == 0; /* a tick, and nothing behind it */
         }
-    start.handled = s->tick_tt != 0; /* a tick that was used already */
+    handled &= s->tick_tt != 0;
+    start.handled = handled;
     s->state = STREAM_OPEN;
     if (t->o.wal->ops->retain)
         t->o.wal->ops->retain(t->o.wal, t->o.id, s->channel, start.earliest ? WAL_POS_NONE : start.pos);
@@ -333,7 +336,7 @@ static enum verdict on_rows(struct stream *s, const struct wal_msg *m, const str
         return data_error_text(s, m->pos, "the message's virtual channel is not one of its collection");
     if (before_join(sh, m, h) || sh->drop != SHARD_ALIVE)
         return HANDLED;
-    if (sh->link && link_has(sh->link, m->pos))
+    if (sh->link && link_has(sh->link, m->pos, h->max_tt))
         return HANDLED;
     if (!sh->link || !sh->link->tchan->tick_loaded || c->state == COLL_MAPPING || c->state == COLL_NEW)
         return STALL;
@@ -359,7 +362,7 @@ static enum verdict on_drop(struct stream *s, const struct wal_msg *m, const str
         struct shard *sh = &c->shards[i];
         if (sh->stream != s || sh->drop != SHARD_ALIVE || before_join(sh, m, h))
             continue;
-        if (sh->link && link_has(sh->link, m->pos) && h->type == MSG_DROP_PARTITION)
+        if (sh->link && link_has(sh->link, m->pos, h->max_tt) && h->type == MSG_DROP_PARTITION)
             continue;
         if (!sh->link || !sh->link->tchan->tick_loaded || c->state == COLL_MAPPING || c->state == COLL_NEW)
             return STALL;

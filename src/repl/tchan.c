@@ -289,6 +289,7 @@ static void range_add(struct req_range *rg, const struct item *it, uint64_t tt)
         rg->doubt = it->doubt;
     if (it->kind == ITEM_TICK) {
         rg->tick_pos = it->pos;
+        rg->tick_start = it->start;
         rg->tick_tt = it->tt;
         return;
     }
@@ -619,7 +620,7 @@ static void range_confirm(struct req_range *rg, const char *target_pos)
     if (wal_pos_cmp(rg->ack, l->done) > 0)
         l->done = rg->ack;
     if (!wal_pos_is_none(rg->tick_pos)) {
-        l->start = rg->tick_pos;
+        l->start = rg->tick_start;
         l->start_tt = l->done_tt = rg->tick_tt;
         l->m_write_tt->value = (double)tt_to_ms(rg->tick_tt);
         link_count(l, true, 2, TICK_BYTES);

@@ -1401,7 +1401,14 @@ static void workload_step(void)
         if (!k->alive) {
             write_insert(c, shard, key, tt);
         } else if (rnd(2)) { /* upsert: the Insert first, then the Delete of the same time */
-            write_insert(c, shard, key, tt);
+            if (!early_tick && rnd(3) == 0) { /* a tick of before it comes between the two */
+                early_tick = tt;
+                tt = next_tt();
+                write_insert(c, shard, key, tt);
+                write_tick();
+            } else {
+                write_insert(c, shard, key, tt);
+            }
             write_delete(c, shard, key, tt);
         } else {
             write_delete(c, shard, key, tt);
@@ -1629,6 +1636,39 @@ static void test_failing_requests(void **state)
             if (rnd(3) == 0)
                 spin(4);
         }
+        wait_equal();
+    }
+    assert_true(doubts > 0);
+}
+
+/*
+ * An upsert's Insert and Delete have one time T; a tick of before T lies between them in the log. A request in doubt
+ * before the Insert once gave the Insert a new time and the Delete a later one, which removed the row (seen with Kafka
+ * and kill -9).
+ */
+static void test_upsert_around_a_tick(void **state)
+{
+    (void)state;
+    for (unsigned seed = 30; seed < 40; seed++) {
+        rnd_state = seed;
+        if (n_colls == 0) {
+            coll_create("a", 1, 0, true);
+            write_tick();
+            start_and_wait();
+            write_insert(colls[0], 0, 2, next_tt());
+            write_tick();
+        }
+        wait_equal();
+        fail_percent = 100;
+        write_insert(colls[0], 0, 1, next_tt());
+        write_delete(colls[0], 0, 1, next_tt());
+        early_tick = next_tt();
+        uint64_t tt = next_tt();
+        write_insert(colls[0], 0, 2, tt);
+        write_tick();
+        write_delete(colls[0], 0, 2, tt);
+        write_tick();
+        spin(60);
         wait_equal();
     }
     assert_true(doubts > 0);
@@ -2396,6 +2436,7 @@ int main(void)
         T(test_existing_rows),
         T(test_use_start_position),
         T(test_failing_requests),
+        T(test_upsert_around_a_tick),
         T(test_crashes),
         T(test_new_and_dropped_collections),
         T(test_name_reused_before_drop_message),
