@@ -10,7 +10,7 @@ from conftest import FOLDER
 from servers import ROOT, remove_tree
 
 PROGRAM = ROOT / "build" / "asan" / "test" / "test_pulsar_live"
-HOME = FOLDER.with_name(FOLDER.name + "-pulsar")  # FOLDER itself is emptied when the pair starts
+HOME = FOLDER.with_name(FOLDER.name + "-pulsar-reader")  # FOLDER itself is emptied when the pair starts
 SMALL_LEDGERS = {"managedLedgerMaxEntriesPerLedger": 20, "managedLedgerMinLedgerRolloverTimeMinutes": 0}
 
 

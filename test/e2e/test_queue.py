@@ -7,7 +7,7 @@ from bench_parts import Sink
 from compare import compare
 from conftest import QUEUE
 from pymilvus import utility
-from servers import ApiError, free_port, wait_for
+from servers import ApiError, ServerError, free_port, wait_for
 
 pytestmark = pytest.mark.every_queue
 
@@ -94,8 +94,11 @@ def test_subscriptions_live_as_long_as_the_task(lab, cdc):
     def subscriptions(task):
         found = 0
         for c in channels:
-            stats = broker.admin("GET", f"persistent/public/default/{c}/stats")
-            found += f"milvus-cdc-{task}" in stats.get("subscriptions", {})
+            try:
+                stats = json.loads(broker.admin("GET", f"persistent/public/default/{c}/stats"))
+            except ServerError:  # a channel that no collection uses has no topic
+                continue
+            found += f"milvus-cdc-{task}" in stats["subscriptions"]
         return found
     task = lab.create(cdc, ["*"])
     t = lab.table("a")
