@@ -263,7 +263,8 @@ def lag_run(lab, rate, delay_ms=0, daemon=ours):
     sink = Sink(lab.folder / "sink", delay_ms).start()
     cdc = daemon(lab)
     try:
-        task = cdc.create(sink, [name])
+        # The Go daemon finds the end of the log only after its answer, and would pass over the first row.
+        task = cdc.create(sink, [{"name": name, "use_start_position": True}])
         c.insert([[0], [[0.0] * SMALL_DIM]])
         wait_for("the first row", lambda: sink.stats(brief=True)["rows"] >= 1, 60)
         time.sleep(2)  # the figure is that of a stream that flows

@@ -1,4 +1,4 @@
-"""The Go implementation of Milvus-CDC, for the benchmark: a program that the user built; it is no part of this project."""
+"""The Go implementation of Milvus-CDC, for the benchmark: a program that the user built, no part of this project."""
 import yaml
 
 from servers import Cdc
@@ -8,8 +8,8 @@ KNOWN_FAULT = "the Go daemon spins for good after a pause or delete of a task: e
 
 class GoCdc(Cdc):
     """
-    Speaks the API of Cdc. Its settings are those of its own template (server/configs/cdc.yaml), but for the addresses.
-    store: the prefix of its tasks in etcd; one that was used before brings the old tasks back.
+    Speaks the API of Cdc. Settings: those of its own template (server/configs/cdc.yaml) but for the addresses.
+    store: the prefix of its tasks in etcd; one used before brings its tasks back.
     """
 
     def __init__(self, folder, source, program, store):
