@@ -3,12 +3,12 @@ import yaml
 
 from servers import Cdc
 
-KNOWN_FAULT = "the Go daemon spins for good after a pause or delete of a task: each figure is of a fresh process without"
+KNOWN_FAULT = "the Go daemon spins after a pause or delete of a task: each figure is of a fresh process without one"
 
 
 class GoCdc(Cdc):
     """
-    Speaks the API of Cdc. Settings: those of its own template (server/configs/cdc.yaml) but for the addresses.
+    Speaks the API of Cdc. Settings: those of its own template (server/configs/cdc.yaml), not the addresses.
     store: the prefix of its tasks in etcd; one used before brings its tasks back.
     """
 
