@@ -110,9 +110,14 @@ def ours(lab):
     return Cdc(lab.folder / "cdc", lab.source).start()
 
 
-def theirs(lab):
+def theirs(lab, **settings):
     """The Go implementation, without any former task."""
-    return go_cdc.GoCdc(lab.folder / "go", lab.source, lab.args.go, store=lab.name("go")).start()
+    return go_cdc.GoCdc(lab.folder / "go", lab.source, lab.args.go, store=lab.name("go"), **settings).start()
+
+
+def theirs_eager(lab):
+    """By default it holds rows back until it has ten packs, and an idle channel has one with each tick (200 ms)."""
+    return theirs(lab, packer={"maxCount": 1})
 
 
 def end_task(cdc, task):
@@ -306,6 +311,7 @@ def go_part(lab):
     if "lag" not in lab.args.parts:
         report(lab, "lag10", [lag_run(lab, 10)], keys)
     report(lab, "go lag10", [lag_run(lab, 10, daemon=theirs)], keys)
+    report(lab, "go lag10/pack1", [lag_run(lab, 10, daemon=theirs_eager)], keys)
 
 
 def idle_part(lab):

@@ -12,7 +12,7 @@ class GoCdc(Cdc):
     store: the prefix of its tasks in etcd; one used before brings its tasks back.
     """
 
-    def __init__(self, folder, source, program, store):
+    def __init__(self, folder, source, program, store, **settings):
         super().__init__(folder, source, program)
         self.name = "the Go milvus-cdc"
         self.config_path = self.dir / "configs" / "cdc.yaml"  # below its working directory, no flag changes that
@@ -31,6 +31,7 @@ class GoCdc(Cdc):
             "maxNameLength": 256,
             "logLevel": "info",
             "batchMode": True,
+            **settings,
         }
 
     @staticmethod
