@@ -1,13 +1,16 @@
 """The benchmark itself; scripts/bench prepares what it needs."""
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import bench_parts as parts
+import go_cdc
 import queues
 import ui
 from compare import Side
@@ -16,7 +19,7 @@ from servers import ROOT, Etcd, Milvus, remove_tree
 FOLDER = ROOT / "build" / "bench"
 RESULT = ROOT / "build" / "bench.json"
 QUEUES = ("rocksmq", "kafka", "pulsar", "natsmq")
-PARTS = ("large", "small", "mixed", "far", "lag", "idle", "raw", "standby")
+PARTS = ("large", "small", "mixed", "far", "lag", "idle", "raw", "standby", "go")
 # What the issue asks for, for one channel and rows of 768 dimensions.
 GOALS = {"large MB/s": ">= 300, or 70 % of raw", "large CPU s/GB": "<= 2.5", "large peak MiB": "<= 64",
          "lag10 p50 ms": "<= 15", "lag10 p99 ms": "<= 60", "idle100 CPU %": "< 1",
@@ -32,7 +35,8 @@ class Lab:
         self.queue = queues.make(queue, self.folder).start()
         self.source = Milvus("source", self.folder / "source", etcd=self.etcd.address, queue=self.queue).start()
         self.side = Side("source", self.source.address)
-        self.serial, self.topic = 0, None  # topic: holds the large rows of one channel
+        self.serial = 0
+        self.topic, self.large = None, None  # of the large rows of one channel: topic, (collection, rows)
 
     def name(self, text):
         self.serial += 1
@@ -53,7 +57,7 @@ def measure(lab, args):
         for part in [p for p in args.parts if p in ("large", "small", "mixed")]:
             parts.catch_up_part(lab, part, channels)
     for part, fn in (("far", parts.far_part), ("raw", parts.raw_part), ("standby", parts.standby_part),
-                     ("lag", parts.lag_part), ("idle", parts.idle_part)):
+                     ("lag", parts.lag_part), ("go", parts.go_part), ("idle", parts.idle_part)):
         if part in args.parts:
             fn(lab)
 
@@ -78,6 +82,13 @@ def machine():
             "commit": commit.stdout.strip()}
 
 
+def program(text):
+    path = Path(text).resolve()  # the daemon gets a working directory of its own
+    if not os.access(path, os.X_OK) or not path.is_file():
+        raise argparse.ArgumentTypeError(f"{path} is not a program")
+    return str(path)
+
+
 def main():
     def words(allowed):
         def take(text):
@@ -89,13 +100,19 @@ def main():
         return take
     p = argparse.ArgumentParser()
     p.add_argument("--queues", type=words(QUEUES), default=list(QUEUES))
-    p.add_argument("--parts", type=words(PARTS), default=list(PARTS))
+    p.add_argument("--parts", type=words(PARTS), help="all of " + ", ".join(PARTS) + "; go only with --go")
     p.add_argument("--channels", type=lambda t: [int(c) for c in t.split(",")], default=[1, 4, 16])
     p.add_argument("--runs", type=int, default=3)
     p.add_argument("--gb", type=float, default=1.0)
     p.add_argument("--rows", type=int, default=1_000_000)
     p.add_argument("--seconds", type=int, default=30)
+    p.add_argument("--go", metavar="PATH", type=program,
+                   help="the Go implementation's binary, measured beside ours (part go; on " +
+                   " and ".join(parts.GO_QUEUES) + "). Note: " + go_cdc.KNOWN_FAULT)
     args = p.parse_args()
+    args.parts = args.parts or [part for part in PARTS if part != "go" or args.go]
+    if ("go" in args.parts) != bool(args.go):
+        p.error("--go PATH and the part go need each other")
     remove_tree(FOLDER)
     results = {}
     for queue in args.queues:

@@ -10,11 +10,14 @@ import numpy as np
 from pymilvus import Collection, CollectionSchema, DataType, FieldSchema
 from pymilvus.client.prepare import Prepare
 
+import go_cdc
 import ui
 from servers import ROOT, Cdc, Milvus, Process, free_port, http_get, wait_for
 
 LARGE_DIM, SMALL_DIM = 768, 8
 LARGE_BATCH, SMALL_BATCH = 1000, 100
+LARGE_KEYS = ["MB/s", "flow MB/s", "CPU s/GB", "peak MiB"]
+GO_QUEUES = ("kafka", "pulsar")  # what the Go implementation can read
 QUIET_PERCENT = 25  # a source that compacts and indexes takes a core from what is measured
 
 
@@ -103,10 +106,30 @@ SHAPES = {
 # ---- catching up --------------------------------------------------------------------------------------------------
 
 
-def catch_up(lab, name, rows, delay_ms=0):
+def ours(lab):
+    return Cdc(lab.folder / "cdc", lab.source).start()
+
+
+def theirs(lab, **settings):
+    """The Go implementation, without any former task."""
+    return go_cdc.GoCdc(lab.folder / "go", lab.source, lab.args.go, store=lab.name("go"), **settings).start()
+
+
+def theirs_eager(lab):
+    """By default it holds rows back until it has ten packs, and an idle channel has one with each tick (200 ms)."""
+    return theirs(lab, packer={"maxCount": 1})
+
+
+def end_task(cdc, task):
+    """Our next daemon has the same registry. The Go one has not, and no deleted task: see go_cdc."""
+    if not isinstance(cdc, go_cdc.GoCdc):
+        cdc.api("delete", task_id=task)
+
+
+def catch_up(lab, name, rows, delay_ms=0, daemon=ours):
     """A fresh daemon follows a collection from its first row, from the create call until the target has the last one."""
     sink = Sink(lab.folder / "sink", delay_ms).start()
-    cdc = Cdc(lab.folder / "cdc", lab.source).start()
+    cdc = daemon(lab)
     try:
         began_us, before = time.time() * 1e6, cpu_seconds(cdc.pid)
         task = cdc.create(sink, [{"name": name, "use_start_position": True}])
@@ -119,7 +142,7 @@ def catch_up(lab, name, rows, delay_ms=0):
         cpu, peak = cpu_seconds(cdc.pid) - before, peak_mib(cdc.pid)
         s = sink.stats(brief=True)
         assert s["rows"] == rows, f"{s['rows']} rows arrived instead of {rows}"
-        cdc.api("delete", task_id=task)
+        end_task(cdc, task)
     finally:
         cdc.stop()
         sink.stop()
@@ -145,10 +168,10 @@ def catch_up_part(lab, part, channels):
     name = lab.name(part)
     fill(lab, name, rows, dim, batch, channels, deletes)
     if part == "large" and channels == 1:
-        lab.topic = topic_of(lab, name)
+        lab.topic, lab.large = topic_of(lab, name), (name, rows)
     runs = [catch_up(lab, name, rows) for _ in range(lab.args.runs)]
     label = part if channels == 1 else f"{part}/{channels}"
-    report(lab, label, runs, ["MB/s", "CPU s/GB", "peak MiB"] + (["rows/s"] if part != "large" else []))
+    report(lab, label, runs, LARGE_KEYS if part == "large" else ["MB/s", "CPU s/GB", "peak MiB", "rows/s"])
 
 
 def far_part(lab):
@@ -237,15 +260,16 @@ class Inserter:
         self.open.release()
 
 
-def lag_run(lab, rate, delay_ms=0):
+def lag_run(lab, rate, delay_ms=0, daemon=ours):
     """From the client's call to the arrival of the row at the target (the source's own work included)."""
     total = min(rate * lab.args.seconds, 10_000)
     name = lab.name(f"lag{rate}")
     c = Collection(name, schema(SMALL_DIM), using=lab.side.alias(), shards_num=1)
     sink = Sink(lab.folder / "sink", delay_ms).start()
-    cdc = Cdc(lab.folder / "cdc", lab.source).start()
+    cdc = daemon(lab)
     try:
-        cdc.create(sink, [name])
+        # The Go daemon finds the end of the log only after its answer, and would pass over the first row.
+        task = cdc.create(sink, [{"name": name, "use_start_position": True}])
         c.insert([[0], [[0.0] * SMALL_DIM]])
         wait_for("the first row", lambda: sink.stats(brief=True)["rows"] >= 1, 60)
         time.sleep(2)  # the figure is that of a stream that flows
@@ -257,6 +281,7 @@ def lag_run(lab, rate, delay_ms=0):
         wait_for("all rows", lambda: sink.stats(brief=True)["rows"] >= total, 60)
         cpu = 100 * (cpu_seconds(cdc.pid) - before) / seconds
         arrived = sink.stats()["arrivals_us"]
+        end_task(cdc, task)
     finally:
         cdc.stop()
         sink.stop()
@@ -271,6 +296,22 @@ def lag_part(lab):
         report(lab, f"lag{rate}", [lag_run(lab, rate)], ["p50 ms", "p99 ms", "CPU %", "rate"])
     for delay in (50, 200):
         report(lab, f"lag10/{delay}ms", [lag_run(lab, 10, delay)], ["p50 ms", "p99 ms"])
+
+
+def go_part(lab):
+    """The Go implementation on the rows of `large`, and ours beside it when the run has not measured it already."""
+    if not lab.args.go or lab.queue.name not in GO_QUEUES:
+        ui.note(f"go: needs --go PATH and a queue of {', '.join(GO_QUEUES)}")
+        return
+    ui.note(go_cdc.KNOWN_FAULT)
+    if not lab.large:
+        catch_up_part(lab, "large", 1)
+    report(lab, "go", [catch_up(lab, *lab.large, daemon=theirs) for _ in range(lab.args.runs)], LARGE_KEYS)
+    keys = ["p50 ms", "p99 ms", "CPU %", "rate"]
+    if "lag" not in lab.args.parts:
+        report(lab, "lag10", [lag_run(lab, 10)], keys)
+    report(lab, "go lag10", [lag_run(lab, 10, daemon=theirs)], keys)
+    report(lab, "go lag10/pack1", [lag_run(lab, 10, daemon=theirs_eager)], keys)
 
 
 def idle_part(lab):

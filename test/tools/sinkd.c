@@ -300,6 +300,7 @@ static uint8_t *pack(const ProtobufCMessage *m, size_t *ret_len)
     return out;
 }
 
+/* The text for a missing collection is that of real servers: some clients look for its words, not for the code. */
 static uint8_t *answer_failed(int32_t code, size_t *ret_len)
 {
     Pb__Status st = PB__STATUS__INIT;
@@ -307,7 +308,7 @@ static uint8_t *answer_failed(int32_t code, size_t *ret_len)
 
     st.error_code = OLD_UNEXPECTED;
     st.code = code;
-    st.reason = (char *)"sinkd: no such object, or a bad request";
+    st.reason = (char *)(code == CODE_NO_COLLECTION ? "collection not found" : "sinkd: a bad request");
     r.status = &st;
     return pack(&r.base, ret_len);
 }
