@@ -493,12 +493,37 @@ static void unload_loses_nothing(void **state)
         }                                                                                         \
     } while (0)
 
+/* A broker that has just started may throw its producers out again. What was sent last is sent anew unless g, which is at
+ * the end, has read it within a second. */
+static void write_through_restart(const char *topic, const struct got *g, uint32_t from, uint32_t to)
+{
+    struct pp p = {.fd = -1};
+
+    for (uint32_t i = from; i < to;) {
+        struct pp_meta m = {0};
+        uint8_t *b = body(i, 1000);
+        bool taken;
+
+        if (p.fd < 0)
+            WAIT_LONG(pp_open(&p, address, NULL, topic) == 0);
+        taken = pp_send(&p, &m, b, 1000) == 0 && pp_flush(&p) == 0;
+        free(b);
+        if (!taken) {
+            pp_close(&p);
+            for (uint64_t end = clock_mono_ms() + 1000; g->n <= i && clock_mono_ms() < end;)
+                loop_once(loop, false);
+            taken = g->n > i;
+        }
+        i += taken;
+    }
+    pp_close(&p);
+}
+
 /* kill -9 while one reader is at the end and another in the middle. */
 static void broker_restart(void **state)
 {
     const char *topic = kept_topic();
     struct got g, mid;
-    struct pp p;
 
     (void)state;
     write_many(topic, 0, 400, 50000);
@@ -516,16 +541,12 @@ static void broker_restart(void **state)
     WAIT_LONG(g.troubles && mid.troubles);
     mid.paused = false;
     port->ops->resume(mid.r);
-    WAIT_LONG(pp_open(&p, address, NULL, topic) == 0);
-    for (uint32_t i = 400; i < 500; i++)
-        put(&p, i, 1000);
-    assert_int_equal(pp_flush(&p), 0);
-    pp_close(&p);
-    WAIT_LONG(g.n == 500 && g.recoveries && mid.n == 500 && mid.recoveries);
+    write_through_restart(topic, &g, 400, 500);
+    /* A broker that starts slowly may be told as trouble twice, and each time is over in the end. */
+    WAIT_LONG(g.n == 500 && g.recoveries >= g.troubles && mid.n == 500 && mid.recoveries >= mid.troubles);
     assert_values(&g, 0, 500);
     assert_values(&mid, 0, 500);
-    assert_int_equal(g.troubles, 1);
-    assert_int_equal(g.recoveries, 1);
+    assert_int_equal(g.recoveries, g.troubles);
     port->ops->retain(port, "task5", topic, g.pos[300]); /* it has its subscription again */
     WAIT_LONG(!forget("task5", topic).failed);
     got_close(&mid);
