@@ -54,8 +54,7 @@ def wait_for(what, condition, timeout, interval=0.1):
 def port_is_free(port):
     for host in ("0.0.0.0", "127.0.0.1"):
         with socket.socket() as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+            try:  # as Milvus's package looks: a port in TIME_WAIT, of a server that just ended, is taken
                 s.bind((host, port))
             except OSError:
                 return False
