@@ -216,5 +216,21 @@ def wait_equal(source, target, collections, database="default", timeout=120, dat
     try:
         wait_for("both sides equal", equal, timeout, 0.5)
     except TimeoutError as e:
-        raise AssertionError(str(e)) from None
+        raise AssertionError(f"{e}\n{after_loading_again(source, target, collections, database, data)}") from None
     return time.time()
+
+
+def after_loading_again(source, target, collections, database, data):
+    """Tells rows that never came from rows that the target's query node lost sight of."""
+    wrong = [n for n in collections if compare(source, target, [n], database, data)]
+    try:
+        for name in wrong:
+            c = target.collection(name, database)
+            segments = utility.get_query_segment_info(name, using=target.alias(database), timeout=target.timeout)
+            print(f"{name}: {[(s.segmentID, s.num_rows, s.state) for s in segments]}")
+            target.handler(database).release_collection(name, timeout=60)
+            c.load(timeout=60)
+    except CALL_ERRORS as e:
+        return f"the target cannot load again: {short(str(e), 300)}"
+    diffs = compare(source, target, wrong, database, data)
+    return "\n  ".join([f"the target has loaded {wrong} again, and the sides " + ("differ:" if diffs else "are equal")] + diffs)

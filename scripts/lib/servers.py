@@ -4,7 +4,6 @@ Everything runs on free local ports below a folder of its own, and dies with thi
 by the kernel when the thread that started them ends (so start them from the main thread), and at exit.
 """
 import atexit
-import ctypes
 import json
 import os
 import random
@@ -22,8 +21,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 MILVUS_BIN = ROOT / "build" / "milvus-2.3.5"
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 _running = []
 _given_ports = set()
 
@@ -95,14 +92,11 @@ class Process:
     def _spawn(self, args, cwd=None, env=None):
         assert not self.alive(), f"{self.name} runs already"
 
-        def child():
-            os.setsid()
-            if not self.keep:
-                _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
+        # setpriv and not a preexec_fn: Python code between fork and exec hangs now and then, gRPC has threads
+        tied = [] if self.keep else ["setpriv", "--pdeathsig", "KILL", "--"]
         with open(self.log, "ab") as log:
-            self.proc = subprocess.Popen([str(a) for a in args], cwd=cwd, env=env, stdin=subprocess.DEVNULL,
-                                         stdout=log, stderr=log, preexec_fn=child)
+            self.proc = subprocess.Popen(tied + [str(a) for a in args], cwd=cwd, env=env, stdin=subprocess.DEVNULL,
+                                         stdout=log, stderr=log, start_new_session=True)
         if self not in _running:
             _running.append(self)
 

@@ -1,4 +1,5 @@
 """One etcd and two Milvus for the whole run; a fresh milvus-cdc and fresh collections for each test."""
+import json
 import os
 import random
 import re
@@ -178,6 +179,30 @@ def drop_on_standby(side, name, database):
                                                collection_name=name)
     side.handler(database).release_collection(name, timeout=20)
     side.handler(database)._stub.DropCollection(request, timeout=20)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What each daemon says of itself when a test fails: the folder with the logs is gone after a run of the CI."""
+    report = yield
+    lab = item.funcargs.get("lab") if hasattr(item, "funcargs") else None
+    if report.when == "call" and report.failed and lab:
+        for c in lab.cdcs:
+            report.sections.append((f"milvus-cdc in {c.dir}", describe_cdc(c)))
+    return report
+
+
+def describe_cdc(cdc):
+    out = []
+    try:
+        for t in cdc.api("list")["tasks"]:
+            out.append(json.dumps(t))
+            out.append(json.dumps(cdc.api("position", task_id=t["task_id"])))
+        out += [f"{k} {v:g}" for k, v in cdc.metrics().items() if v]
+    except (OSError, servers.ServerError) as e:
+        out.append(str(e))
+    lines = cdc.log.read_text(errors="replace").splitlines() if cdc.log.exists() else []
+    return "\n".join(out + lines[-60:])
 
 
 @pytest.fixture
