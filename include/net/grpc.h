@@ -33,6 +33,8 @@ struct grpc_options {
     unsigned connect_timeout_ms; /* 0: 5000; TCP and TLS and SETTINGS together */
     unsigned keepalive_ms;       /* 0: 10000; a ping after this silence while calls are open */
     unsigned keepalive_timeout_ms; /* 0: 10000; no answer: the connection is dead */
+    bool fail_fast;              /* calls that wait for a connection end with UNAVAILABLE when an attempt to
+                                    connect fails; else they wait until their deadline */
     size_t max_recv_bytes;       /* 0: 64 MiB; a larger answer ends the call with ERR_LIMIT */
     const char *log_name;        /* for log lines: "target", "etcd" */
 };

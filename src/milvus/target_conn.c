@@ -101,6 +101,7 @@ struct grpc_client *target_connect(struct loop *l, const struct target_options *
                              .key_path = o->key_path,
                              .connect_timeout_ms =
                                  o->connect_timeout_ms ? o->connect_timeout_ms : DEFAULT_CONNECT_MS,
+                             .fail_fast = true, /* whoever asks tries again, and tells why */
                              .log_name = "target"};
     struct grpc_client *client;
     char *host;

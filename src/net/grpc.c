@@ -94,6 +94,7 @@ struct grpc_client {
     struct call_list waiting, active, finished;
     struct link *link; /* current, or NULL */
     bool up;           /* link may be used */
+    bool fail_fast;
     LIST_HEAD(, link) draining;
     struct timer kick;  /* zero: deliver, start calls, connect */
     struct timer retry; /* armed: no connecting before */
@@ -574,12 +575,22 @@ static void note_down(struct grpc_client *c, const char *reason)
     set_trouble(c, reason);
 }
 
+static void fail_waiting(struct grpc_client *c, const char *reason)
+{
+    struct grpc_call *call;
+
+    while ((call = TAILQ_FIRST(&c->waiting)))
+        finish(call, GRPC_UNAVAILABLE, xasprintf("not connected to %s: %s", c->authority, reason));
+}
+
 static void on_down(void *arg, const char *reason)
 {
     struct link *link = arg;
     struct grpc_client *c = link->client;
 
     if (c->link == link) {
+        if (c->fail_fast && !c->up)
+            fail_waiting(c, reason);
         note_down(c, reason);
         c->link = NULL;
         c->up = false;
@@ -709,6 +720,7 @@ struct grpc_client *grpc_client_new(struct loop *l, const struct grpc_options *o
     c = xcalloc(1, sizeof(*c));
     c->loop = l;
     set_names(c, o);
+    c->fail_fast = o->fail_fast;
     c->max_recv = o->max_recv_bytes ? o->max_recv_bytes : DEFAULT_RECV_MAX;
     c->o = (struct h2_options){
         .host = c->host,

@@ -795,6 +795,30 @@ static void test_nobody_listens(void **state)
     assert_null(grpc_client_trouble(f->client));
 }
 
+/* A target that is away is told at once, not after the deadline of a call that waits for it. */
+static void test_nobody_listens_and_nobody_waits(void **state)
+{
+    struct fixture *f = *state;
+    struct grpc_client *c = new_client(f, (struct grpc_options){.fail_fast = true});
+    struct outcome o;
+
+    peer_deafen(&f->peer);
+    for (int i = 0; i < 2; i++) {
+        unary_on(c, &o, "/p/Echo", "x", 10 * LIMIT_MS);
+        WAIT(f, o.done);
+        assert_int_equal(o.status, 14);
+        assert_false(o.maybe_sent);
+        assert_non_null(strstr(o.message, "Connection refused"));
+    }
+    peer_listen(&f->peer);
+    do {
+        unary_on(c, &o, "/p/Echo", "x", 60000);
+        WAIT(f, o.done);
+    } while (o.status == 14);
+    assert_int_equal(o.status, 0);
+    grpc_client_close(c);
+}
+
 static void test_mute_server(void **state)
 {
     struct fixture *f = *state;
@@ -1725,6 +1749,7 @@ int main(void)
         T(test_deadline_while_waiting_for_a_stream),
         T(test_deadline),
         T(test_nobody_listens),
+        T(test_nobody_listens_and_nobody_waits),
         T(test_mute_server),
         T(test_names),
         T(test_each_address_of_a_name_is_tried),
