@@ -475,7 +475,6 @@ struct repl_task {
     size_t held;                /* bytes of messages in memory */
     uint64_t counted;           /* number of the last request that was counted */
     struct metric *m_requests;
-    uint64_t ticks_stored_ms;   /* monotonic, when progress by ticks alone was last stored */
     unsigned ensuring;          /* collections that are being made or checked on the target */
     struct timer ckpt_timer, start_timer, stop_timer, kick_timer, fatal_timer;
     struct backoff start_backoff;

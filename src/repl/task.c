@@ -12,8 +12,6 @@
 #include "repl/priv.h"
 
 #define CKPT_MS 1000
-/* Ticks that were confirmed and not stored are only read again: an idle channel is stored this seldom. */
-#define CKPT_TICKS_MS 10000
 #define STOP_STORE_MS 1000 /* so long the last checkpoints may take */
 
 static void start_step(struct repl_task *t);
@@ -658,9 +656,8 @@ void repl_task_start(struct repl_task *t, store_done_fn started, void *arg)
 
 /* ---- checkpoints --------------------------------------------------------------------------------------- */
 
-/* Puts every link whose progress is not stored yet into one commit. ticks: also where it is ticks only. False: nothing
- * to store. */
-static bool store_dirty(struct repl_task *t, bool ticks, store_done_fn done)
+/* Puts every link whose progress is not stored yet into one commit. False: nothing to store. */
+static bool store_dirty(struct repl_task *t, store_done_fn done)
 {
     struct store *s = t->o.store;
     struct store_batch *b = NULL;
@@ -669,8 +666,7 @@ static bool store_dirty(struct repl_task *t, bool ticks, store_done_fn done)
 
     for (struct stream *st = t->streams; st; st = st->hh.next)
         LIST_FOREACH(l, &st->links, of_stream) {
-            /* behind an accepted gap the stored place is gone: any newer one is needed */
-            if (!l->dirty && !(l->ticked && (ticks || st->from_earliest)))
+            if (!l->dirty && !l->ticked)
                 continue;
             if (!b)
                 b = s->ops->begin(s, t->o.id);
@@ -709,16 +705,11 @@ static void on_stored(void *arg, const struct err *err)
 
 static void store_checkpoint(struct repl_task *t)
 {
-    uint64_t now = clock_mono_ms();
-    bool ticks = now / CKPT_TICKS_MS != t->ticks_stored_ms / CKPT_TICKS_MS;
-
     if (t->ckpt_storing)
         return;
-    if (ticks)
-        t->ticks_stored_ms = now;
-    for (struct stream *s = t->streams; s && ticks && t->o.wal->ops->retain; s = s->hh.next)
+    for (struct stream *s = t->streams; s && t->o.wal->ops->retain; s = s->hh.next)
         stream_note_keep(s); /* all that is known is stored now */
-    t->ckpt_storing = store_dirty(t, ticks, on_stored);
+    t->ckpt_storing = store_dirty(t, on_stored);
 }
 
 static void on_ckpt_timer(void *arg)
@@ -789,7 +780,7 @@ static void stop_store(struct repl_task *t)
     for (struct stream *s = t->streams; s; s = s->hh.next)
         LIST_FOREACH(l, &s->links, of_stream)
             link_restart(l);
-    timer_set(&t->stop_timer, store_dirty(t, true, on_stop_stored) ? STOP_STORE_MS : 0);
+    timer_set(&t->stop_timer, store_dirty(t, on_stop_stored) ? STOP_STORE_MS : 0);
 }
 
 static void on_stop_timer(void *arg)
