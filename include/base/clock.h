@@ -7,6 +7,7 @@
 
 uint64_t clock_mono_ms(void);
 uint64_t clock_mono_us(void);
+uint64_t clock_boot_ms(void); /* monotonic, goes on while the machine sleeps */
 uint64_t clock_wall_ms(void); /* since 1970 */
 
 /* Milvus hybrid time (tt): physical ms << 18 | logical (milvus pkg/util/tsoutil). */

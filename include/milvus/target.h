@@ -11,6 +11,8 @@ struct err;
 struct loop;
 struct sink;
 
+struct fence;
+
 struct target_options {
     const char *uri;      /* http://host:port or https://host:port */
     const char *token;    /* "user:password" or an API key; NULL or "": no authorization header */
@@ -18,6 +20,7 @@ struct target_options {
     /* dial_config; NULL: none. TLS is used for https, and whenever ca_path or cert_path is given. */
     const char *tls_server_name, *ca_path, *cert_path, *key_path;
     bool ignore_partition; /* partitions are not created or dropped */
+    const struct fence *fence; /* borrowed, outlives the sink: while it is closed nothing is sent. NULL: none */
 };
 
 /* Checks uri ("http://host:port", port optional: 19530): host, port, tls. ERR_INVALID (USER) with a text for the API. */
@@ -40,6 +43,8 @@ void target_probe_cancel(struct target_probe *p); /* a probe that completed is g
 struct sink *target_open(struct loop *l, const struct target_options *o, struct err *err);
 /* Open calls end without completion. */
 void target_close(struct sink *s);
+/* The fence has closed: loses the connection at once, with all that the kernel has not sent yet. */
+void target_cut(struct sink *s);
 /* Why the target cannot be reached now, or NULL. Borrowed. */
 const char *target_trouble(struct sink *s);
 

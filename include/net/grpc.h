@@ -20,6 +20,7 @@
 struct err;
 struct evbuffer;
 struct loop;
+struct fence;
 struct grpc_client;
 struct grpc_call;
 
@@ -35,12 +36,17 @@ struct grpc_options {
     unsigned keepalive_timeout_ms; /* 0: 10000; no answer: the connection is dead */
     bool fail_fast;              /* calls that wait for a connection end with UNAVAILABLE when an attempt to
                                     connect fails; else they wait until their deadline */
+    const struct fence *fence;   /* borrowed, outlives the client. While it is closed no call is started (they
+                                    end with UNAVAILABLE, not sent); NULL: none */
     size_t max_recv_bytes;       /* 0: 64 MiB; a larger answer ends the call with ERR_LIMIT */
     const char *log_name;        /* for log lines: "target", "etcd" */
 };
 
 /* All strings are copied. Fails (ERR_INVALID) on unreadable PEM files or an empty host; NULL then. */
 struct grpc_client *grpc_client_new(struct loop *l, const struct grpc_options *o, struct err *err);
+/* Loses the connection at once, together with what the kernel has not sent yet: calls in progress end with
+ * UNAVAILABLE. Connects again when there are calls. For a fence that has closed. */
+void grpc_client_cut(struct grpc_client *c, const char *reason);
 /* May be called from any callback, twice no. NULL is allowed. Memory goes when the loop turn ends. */
 void grpc_client_close(struct grpc_client *c);
 

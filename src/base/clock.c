@@ -20,6 +20,11 @@ uint64_t clock_mono_ms(void)
     return now_us(CLOCK_MONOTONIC) / 1000;
 }
 
+uint64_t clock_boot_ms(void)
+{
+    return now_us(CLOCK_BOOTTIME) / 1000;
+}
+
 uint64_t clock_wall_ms(void)
 {
     return now_us(CLOCK_REALTIME) / 1000;

@@ -12,6 +12,7 @@
 enum {
     N_PRIORITIES = 3,
     MAX_CALLBACKS = 32, /* of data, before control events are polled for again */
+    MAX_INTERVAL_MS = 20, /* likewise */
 };
 
 struct deferred {
@@ -72,13 +73,15 @@ static void on_drain(evutil_socket_t fd, short what, void *arg)
 
 static struct event_base *new_base(void)
 {
+    /* A process that was stopped for long must look at its timers (a lease) before the next callback sends something. */
+    static const struct timeval max_interval = {.tv_usec = MAX_INTERVAL_MS * 1000};
     struct event_config *cfg = must(event_config_new(), "config");
     struct event_base *base;
 
     /* Precise and uncached, so that no timer fires before its time by clock_mono_ms(). */
     event_config_set_flag(cfg, EVENT_BASE_FLAG_NOLOCK | EVENT_BASE_FLAG_PRECISE_TIMER |
                                    EVENT_BASE_FLAG_NO_CACHE_TIME);
-    event_config_set_max_dispatch_interval(cfg, NULL, MAX_CALLBACKS, LOOP_PRIO_NORMAL);
+    event_config_set_max_dispatch_interval(cfg, &max_interval, MAX_CALLBACKS, LOOP_PRIO_NORMAL);
     base = must(event_base_new_with_config(cfg), "base");
     event_config_free(cfg);
     event_base_priority_init(base, N_PRIORITIES);

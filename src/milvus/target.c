@@ -82,6 +82,11 @@ void target_close(struct sink *s)
     loop_defer(t->loop, target_free, t); /* after its calls */
 }
 
+void target_cut(struct sink *s)
+{
+    grpc_client_cut(target_of(s)->grpc, "this daemon's lease on the target has run out");
+}
+
 const char *target_trouble(struct sink *s)
 {
     return grpc_client_trouble(target_of(s)->grpc);

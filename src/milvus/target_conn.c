@@ -102,6 +102,7 @@ struct grpc_client *target_connect(struct loop *l, const struct target_options *
                              .connect_timeout_ms =
                                  o->connect_timeout_ms ? o->connect_timeout_ms : DEFAULT_CONNECT_MS,
                              .fail_fast = true, /* whoever asks tries again, and tells why */
+                             .fence = o->fence,
                              .log_name = "target"};
     struct grpc_client *client;
     char *host;

@@ -2,6 +2,7 @@
 
 #include "base/backoff.h"
 #include "base/clock.h"
+#include "base/fence.h"
 #include "base/err.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -95,6 +96,7 @@ struct grpc_client {
     struct link *link; /* current, or NULL */
     bool up;           /* link may be used */
     bool fail_fast;
+    const struct fence *fence;
     LIST_HEAD(, link) draining;
     struct timer kick;  /* zero: deliver, start calls, connect */
     struct timer retry; /* armed: no connecting before */
@@ -575,12 +577,12 @@ static void note_down(struct grpc_client *c, const char *reason)
     set_trouble(c, reason);
 }
 
-static void fail_waiting(struct grpc_client *c, const char *reason)
+static void refuse_all(struct grpc_client *c, const char *reason)
 {
     struct grpc_call *call;
 
     while ((call = TAILQ_FIRST(&c->waiting)))
-        finish(call, GRPC_UNAVAILABLE, xasprintf("not connected to %s: %s", c->authority, reason));
+        finish(call, GRPC_UNAVAILABLE, xasprintf("%s: %s", c->authority, reason));
 }
 
 static void on_down(void *arg, const char *reason)
@@ -590,7 +592,7 @@ static void on_down(void *arg, const char *reason)
 
     if (c->link == link) {
         if (c->fail_fast && !c->up)
-            fail_waiting(c, reason);
+            refuse_all(c, reason);
         note_down(c, reason);
         c->link = NULL;
         c->up = false;
@@ -634,8 +636,21 @@ static void start_call(struct grpc_call *call)
     set_state(call, CALL_ACTIVE);
 }
 
+void grpc_client_cut(struct grpc_client *c, const char *reason)
+{
+    struct link *link;
+
+    refuse_all(c, reason);
+    LIST_FOREACH (link, &c->draining, next)
+        h2_cut(link->h2, reason);
+    if (c->link)
+        h2_cut(c->link->h2, reason);
+}
+
 static void start_calls(struct grpc_client *c)
 {
+    if (!fence_open(c->fence))
+        refuse_all(c, FENCE_CLOSED);
     while (!TAILQ_EMPTY(&c->waiting) && c->up && h2_can_start(c->link->h2))
         start_call(TAILQ_FIRST(&c->waiting));
     if (!TAILQ_EMPTY(&c->waiting) && !c->link && !timer_armed(&c->retry))
@@ -721,6 +736,7 @@ struct grpc_client *grpc_client_new(struct loop *l, const struct grpc_options *o
     c->loop = l;
     set_names(c, o);
     c->fail_fast = o->fail_fast;
+    c->fence = o->fence;
     c->max_recv = o->max_recv_bytes ? o->max_recv_bytes : DEFAULT_RECV_MAX;
     c->o = (struct h2_options){
         .host = c->host,
@@ -730,6 +746,7 @@ struct grpc_client *grpc_client_new(struct loop *l, const struct grpc_options *o
         .connect_timeout_ms = or_default(o->connect_timeout_ms, DEFAULT_CONNECT_MS),
         .keepalive_ms = or_default(o->keepalive_ms, DEFAULT_KEEPALIVE_MS),
         .keepalive_timeout_ms = or_default(o->keepalive_timeout_ms, DEFAULT_KEEPALIVE_MS),
+        .fence = o->fence,
     };
     c->backoff = (struct backoff)BACKOFF_INIT(BACKOFF_MIN_MS, BACKOFF_MAX_MS);
     TAILQ_INIT(&c->waiting);

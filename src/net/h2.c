@@ -1,6 +1,7 @@
 #include "net/h2_priv.h"
 
 #include "base/clock.h"
+#include "base/fence.h"
 #include "base/mem.h"
 #include "loop/loop.h"
 #include "net/dial_priv.h"
@@ -19,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 enum {
@@ -418,12 +420,34 @@ static void ended(struct h2_conn *c, const char *fallback)
     fail(c, "%s", why);
 }
 
+/* Closing sends a reset then, and the kernel forgets its send queue. */
+static void forget_unsent(struct h2_conn *c)
+{
+    static const struct linger now = {.l_onoff = 1, .l_linger = 0};
+    int fd = c->bev ? bufferevent_getfd(c->bev) : -1;
+
+    if (fd >= 0)
+        (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now)); /* fails on a socket that is dead anyway */
+}
+
+void h2_cut(struct h2_conn *c, const char *reason)
+{
+    if (!is_live(c))
+        return;
+    forget_unsent(c);
+    fail(c, "%s", reason);
+}
+
 static void pump(struct h2_conn *c)
 {
     int rv;
 
     if (!is_live(c) || !c->session)
         return;
+    if (!fence_open(c->o.fence) && c->n_streams) {
+        h2_cut(c, FENCE_CLOSED);
+        return;
+    }
     rv = nghttp2_session_send(c->session);
     if (!is_live(c))
         return;

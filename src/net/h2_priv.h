@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct fence;
 struct h2_conn;
 struct h2_stream;
 struct loop;
@@ -22,6 +23,8 @@ struct ssl_ctx_st;
 /* on_close's code for streams of a lost connection; outside of the codes of RFC 9113. */
 #define H2_CONN_LOST UINT32_MAX
 
+#define FENCE_CLOSED "this daemon's lease on the target has run out: nothing more is sent"
+
 struct h2_options { /* strings are borrowed until h2_close() */
     const char *host;
     uint16_t port;
@@ -29,6 +32,7 @@ struct h2_options { /* strings are borrowed until h2_close() */
     const char *tls_name;
     unsigned connect_timeout_ms; /* until the peer's SETTINGS */
     unsigned keepalive_ms, keepalive_timeout_ms;
+    const struct fence *fence; /* closed: what waits is not sent, the connection fails */
 };
 
 struct h2_events {
@@ -49,6 +53,8 @@ struct h2_stream_events {
 /* No event comes from inside. Never NULL. */
 struct h2_conn *h2_open(struct loop *l, const struct h2_options *o, const struct h2_events *ev,
                         void *arg);
+/* Fails at once; what the kernel has not sent yet is thrown away. */
+void h2_cut(struct h2_conn *c, const char *reason);
 /* Why it was lost, or "". */
 const char *h2_reason(const struct h2_conn *c);
 /* No events after this, from streams neither. From any callback. NULL is allowed. */

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "base/clock.h"
+#include "base/fence.h"
 #include "base/err.h"
 #include "base/log.h"
 #include "h2peer.h"
@@ -581,6 +582,67 @@ static void stall(struct fixture *f, struct outcome *big, struct outcome *filler
     turns(f, 1000);
     unary(f, filler, "/p/Hang", "x"); /* fills what the kernel still took, up to the high mark */
     turns(f, 100);
+}
+
+/* A lease that has run out: what waits does not leave any more, and nothing new does until it is held again. */
+static void test_a_closed_fence(void **state)
+{
+    enum { SIZE = 64 << 20 };
+    struct fixture *f = *state;
+    struct fence fence = {.until_ms = FENCE_NEVER};
+    uint8_t *p = pattern(SIZE);
+    unsigned released = 0;
+    struct outcome big, filler, o;
+
+    grpc_client_close(f->client);
+    f->client = new_client(f, (struct grpc_options){.fence = &fence});
+    stall(f, &big, &filler, p, SIZE, &released);
+    fence.until_ms = clock_boot_ms();
+    unary(f, &o, "/p/Echo", "late");
+    grpc_client_cut(f->client, "the lease has run out");
+    WAIT(f, big.done && filler.done && o.done);
+    assert_int_equal(big.status, 14);
+    assert_true(big.maybe_sent);
+    assert_int_equal(o.status, 14);
+    assert_false(o.maybe_sent);
+    bufferevent_enable(LIST_FIRST(&f->peer.conns)->bev, EV_READ);
+    WAIT(f, LIST_EMPTY(&f->peer.conns)); /* reset: a part of the request is all that came */
+    run(f, &o, "/p/Echo", "still closed");
+    assert_int_equal(o.status, 14);
+    assert_non_null(strstr(o.message, "lease"));
+    assert_int_equal(f->peer.requests, 2);
+    assert_int_equal(f->peer.complete, 1);
+    fence.until_ms = clock_boot_ms() + 60000;
+    run(f, &o, "/p/Echo", "open again");
+    assert_int_equal(o.status, 0);
+    free(p);
+    grpc_client_close(f->client); /* before the fence */
+    f->client = NULL;
+}
+
+/* Nobody called cut(): the next write finds the fence closed. */
+static void test_fence_closes_under_a_request(void **state)
+{
+    enum { SIZE = 64 << 20 };
+    struct fixture *f = *state;
+    struct fence fence = {.until_ms = FENCE_NEVER};
+    uint8_t *p = pattern(SIZE);
+    unsigned released = 0;
+    struct outcome big;
+
+    grpc_client_close(f->client);
+    f->client = new_client(f, (struct grpc_options){.fence = &fence});
+    send_big(f, &big, "/p/Echo", p, SIZE, &released);
+    WAIT(f, f->peer.requests == 1);
+    fence.until_ms = 0;
+    WAIT(f, big.done);
+    assert_int_equal(big.status, 14);
+    assert_true(big.maybe_sent);
+    WAIT(f, LIST_EMPTY(&f->peer.conns));
+    assert_int_equal(f->peer.complete, 0);
+    free(p);
+    grpc_client_close(f->client);
+    f->client = NULL;
 }
 
 /* Its HEADERS waited behind the full output: that is not "sent", the next connection gets it. */
@@ -1741,6 +1803,8 @@ int main(void)
         T(test_concurrent_echo_above_the_windows),
         T(test_small_windows_of_the_peer),
         T(test_cancel_while_the_peer_does_not_read),
+        T(test_a_closed_fence),
+        T(test_fence_closes_under_a_request),
         T(test_unsent_call_survives_a_lost_connection),
         T(test_unsent_call_survives_goaway),
         T(test_maybe_sent_at_the_edge),
