@@ -51,12 +51,13 @@ static void answer(const struct req *q)
     case REQ_CREATE:
     case REQ_SET_STATE:
     case REQ_REMOVE:
+    case REQ_RELEASE:
     case REQ_COMMIT:
         if (q->cb.done)
             q->cb.done(q->arg, err);
         break;
     case REQ_CLAIM:
-        q->cb.epoch(q->arg, err, err ? 0 : q->number);
+        q->cb.lease(q->arg, err, &(struct reg_lease){q->task.target_key, q->number, q->since_ms});
         break;
     case REQ_LOAD:
         q->cb.load(q->arg, err, q->ckpts, q->n_ckpts, q->colls, q->n_colls);
@@ -252,16 +253,27 @@ static void enqueue_api(struct sqlreg *r, struct req *q, void *arg)
 
 /* ---- registry operations */
 
-static void sqlreg_list(struct registry *base, reg_tasks_fn done, void *arg)
+static void sqlreg_list(struct registry *base, const char *task_id, reg_tasks_fn done, void *arg)
 {
     struct req *q = req_new(REQ_LIST);
 
+    q->task.id = xstrdup(task_id);
     q->cb.tasks = done;
     enqueue_api(sqlreg_of(base), q, arg);
 }
 
-static void sqlreg_create(struct registry *base, const struct reg_task *t, reg_done_fn done,
-                          void *arg)
+/* A request that the lease of owner and epoch guards. */
+static struct req *guarded(enum req_kind kind, const char *owner, uint64_t epoch)
+{
+    struct req *q = req_new(kind);
+
+    q->task.owner = dup_or_empty(owner);
+    q->task.epoch = epoch;
+    return q;
+}
+
+static void sqlreg_create(struct registry *base, const struct reg_task *t, const char *owner,
+                          uint64_t epoch, reg_done_fn done, void *arg)
 {
     struct req *q = req_new(REQ_CREATE);
 
@@ -270,41 +282,53 @@ static void sqlreg_create(struct registry *base, const struct reg_task *t, reg_d
     q->task.spec_json = dup_or_empty(t->spec_json);
     q->task.target_key = dup_or_empty(t->target_key);
     q->task.reason = dup_or_empty(t->reason);
-    q->task.owner = dup_or_empty(t->owner);
+    q->task.owner = dup_or_empty(owner);
+    q->task.epoch = epoch;
     q->cb.done = done;
     enqueue_api(sqlreg_of(base), q, arg);
 }
 
 static void sqlreg_set_state(struct registry *base, const char *id, enum task_state state,
-                             const char *reason, uint64_t expect_epoch, reg_done_fn done, void *arg)
+                             const char *reason, const char *owner, uint64_t epoch,
+                             reg_done_fn done, void *arg)
 {
-    struct req *q = req_new(REQ_SET_STATE);
+    struct req *q = guarded(REQ_SET_STATE, owner, epoch);
 
     q->task.id = xstrdup(id);
     q->task.state = state;
     q->task.reason = dup_or_empty(reason);
-    q->task.epoch = expect_epoch;
     q->cb.done = done;
     enqueue_api(sqlreg_of(base), q, arg);
 }
 
-static void sqlreg_remove(struct registry *base, const char *id, reg_done_fn done, void *arg)
+static void sqlreg_remove(struct registry *base, const char *id, const char *owner, uint64_t epoch,
+                          reg_done_fn done, void *arg)
 {
-    struct req *q = req_new(REQ_REMOVE);
+    struct req *q = guarded(REQ_REMOVE, owner, epoch);
 
     q->task.id = xstrdup(id);
     q->cb.done = done;
     enqueue_api(sqlreg_of(base), q, arg);
 }
 
-static void sqlreg_claim(struct registry *base, const char *id, const char *owner,
-                         reg_epoch_fn done, void *arg)
+static void sqlreg_claim(struct registry *base, const char *target_key, const char *owner,
+                         uint64_t lease_ms, reg_lease_fn done, void *arg)
 {
-    struct req *q = req_new(REQ_CLAIM);
+    struct req *q = guarded(REQ_CLAIM, owner, 0);
 
-    q->task.id = xstrdup(id);
-    q->task.owner = dup_or_empty(owner);
-    q->cb.epoch = done;
+    (void)lease_ms; /* it does not run out */
+    q->task.target_key = xstrdup(target_key);
+    q->cb.lease = done;
+    enqueue_api(sqlreg_of(base), q, arg);
+}
+
+static void sqlreg_release(struct registry *base, const char *target_key, const char *owner,
+                           uint64_t epoch, reg_done_fn done, void *arg)
+{
+    struct req *q = guarded(REQ_RELEASE, owner, epoch);
+
+    q->task.target_key = xstrdup(target_key);
+    q->cb.done = done;
     enqueue_api(sqlreg_of(base), q, arg);
 }
 
@@ -361,10 +385,8 @@ static struct store_batch *store_begin(struct store *base, const char *task_id)
 
     assert(strcmp(task_id, s->task_id) == 0); /* the guard would look at another task */
     b->store = s;
-    b->req = req_new(REQ_COMMIT);
+    b->req = guarded(REQ_COMMIT, s->owner, s->epoch);
     b->req->task.id = xstrdup(s->task_id);
-    b->req->task.owner = xstrdup(s->owner);
-    b->req->task.epoch = s->epoch;
     return b;
 }
 
@@ -497,6 +519,7 @@ static const struct registry_ops sqlreg_ops = {
     .set_state = sqlreg_set_state,
     .remove = sqlreg_remove,
     .claim = sqlreg_claim,
+    .release = sqlreg_release,
     .store_open = sqlreg_store_open,
     .store_free = sqlreg_store_free,
     .trouble = sqlreg_trouble,

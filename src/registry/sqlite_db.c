@@ -58,6 +58,20 @@ static const char *const migrations[REGDB_SCHEMA] = {
     " tt INTEGER NOT NULL,"
     " PRIMARY KEY (target, dst_channel)"
     ") WITHOUT ROWID;",
+    /* Tasks of one target have one owner. Epochs go on from the greatest of a target's tasks. */
+    "CREATE TABLE lease ("
+    " target_key TEXT NOT NULL PRIMARY KEY,"
+    " owner TEXT NOT NULL,"
+    " epoch INTEGER NOT NULL,"
+    " since_ms INTEGER NOT NULL"
+    ") WITHOUT ROWID;"
+    "INSERT INTO lease SELECT target_key, '', max(epoch), 0 FROM task GROUP BY target_key;"
+    "ALTER TABLE task DROP COLUMN owner;"
+    "ALTER TABLE task DROP COLUMN epoch;"
+    "ALTER TABLE task DROP COLUMN lease_until_ms;"
+    "ALTER TABLE task ADD COLUMN keep INTEGER NOT NULL DEFAULT 0;"
+    "UPDATE task SET keep = 1 WHERE json_valid(spec_json)"
+    " AND json_extract(spec_json, '$.request.keep_queryable');",
 };
 
 static const char *const stmt_sql[N_STMTS] = {
@@ -69,16 +83,18 @@ static const char *const stmt_sql[N_STMTS] = {
     [STMT_ROLLBACK_TO] = "ROLLBACK TO one",
     [STMT_RELEASE] = "RELEASE one",
     [STMT_TASK_LIST] =
-        "SELECT id, spec_json, target_key, state, reason, owner, epoch, lease_until_ms,"
-        " created_ms, updated_ms FROM task ORDER BY id",
-    [STMT_TASK_INSERT] = "INSERT INTO task (id, spec_json, target_key, state, reason, owner, epoch,"
-                         " lease_until_ms, created_ms, updated_ms)"
-                         " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+        "SELECT id, spec_json, target_key, state, reason, created_ms, updated_ms, keep,"
+        " coalesce(owner, ''), coalesce(epoch, 0), coalesce(since_ms, 0)"
+        " FROM task LEFT JOIN lease USING (target_key) WHERE ?1 IS NULL OR id = ?1 ORDER BY id",
+    [STMT_TASK_INSERT] = "INSERT INTO task (id, spec_json, target_key, state, reason, created_ms,"
+                         " updated_ms, keep) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"
                          " ON CONFLICT (id) DO NOTHING",
-    [STMT_TASK_LEASE] = "SELECT owner, epoch FROM task WHERE id = ?1",
+    [STMT_TASK_KEY] = "SELECT target_key FROM task WHERE id = ?1",
     [STMT_TASK_STATE] = "UPDATE task SET state = ?2, reason = ?3, updated_ms = ?4 WHERE id = ?1",
     [STMT_TASK_DELETE] = "DELETE FROM task WHERE id = ?1",
-    [STMT_TASK_CLAIM] = "UPDATE task SET owner = ?2, epoch = ?3, lease_until_ms = 0 WHERE id = ?1",
+    [STMT_LEASE_GET] = "SELECT owner, epoch FROM lease WHERE target_key = ?1",
+    [STMT_LEASE_PUT] = "INSERT OR REPLACE INTO lease (target_key, owner, epoch, since_ms)"
+                       " VALUES (?1, ?2, ?3, ?4)",
     [STMT_CKPT_LIST] =
         "SELECT src_channel, dst_channel, start_major, start_minor, start_tt,"
         " done_major, done_minor, done_tt, sent_major, sent_minor, sent_tt, retimed_tt,"

@@ -21,7 +21,7 @@
 struct xthread;
 
 enum {
-    REGDB_SCHEMA = 1,      /* PRAGMA user_version that this build writes */
+    REGDB_SCHEMA = 2,      /* PRAGMA user_version that this build writes */
     REGDB_BUSY_MS = 500,   /* wait for another program's lock inside one try */
     SQLREG_API_MS = 2000,  /* an API operation fails when it could not be written for so long */
     SQLREG_CLOSE_MS = 1500 /* so long close() tries to write what was accepted */
@@ -39,10 +39,11 @@ enum regdb_stmt {
     STMT_RELEASE,
     STMT_TASK_LIST,
     STMT_TASK_INSERT,
-    STMT_TASK_LEASE, /* owner and epoch */
+    STMT_TASK_KEY,
     STMT_TASK_STATE,
     STMT_TASK_DELETE,
-    STMT_TASK_CLAIM,
+    STMT_LEASE_GET,
+    STMT_LEASE_PUT,
     STMT_CKPT_LIST,
     STMT_CKPT_PUT,
     STMT_CKPT_DELETE,
@@ -79,6 +80,7 @@ enum req_kind {
     REQ_SET_STATE,
     REQ_REMOVE,
     REQ_CLAIM,
+    REQ_RELEASE,
     REQ_COMMIT,
     REQ_LOAD,
     REQ_LOAD_TICK
@@ -101,8 +103,6 @@ struct change {
     uint64_t tt;
 };
 
-typedef void (*reg_epoch_fn)(void *arg, const struct err *err, uint64_t epoch);
-
 struct req {
     TAILQ_ENTRY(req) next;
     enum req_kind kind;
@@ -111,9 +111,9 @@ struct req {
     const void *via; /* the registry or the store it was called on */
     bool muted;      /* cancelled: no callback */
     union {
-        reg_done_fn done; /* create, set_state, remove, commit */
+        reg_done_fn done; /* create, set_state, remove, release, commit */
         reg_tasks_fn tasks;
-        reg_epoch_fn epoch;
+        reg_lease_fn lease;
         store_load_fn load;
         store_tick_fn tick;
     } cb;
@@ -121,14 +121,14 @@ struct req {
     uint64_t deadline_ms; /* clock_mono_ms(); 0: is tried for ever */
 
     /* input */
-    struct reg_task
-        task; /* CREATE; id, owner, epoch, state, reason of the others as far as they apply */
+    struct reg_task task; /* CREATE; of the others what applies. owner and epoch: the caller's */
     char *target, *channel;
     STAILQ_HEAD(, change) changes;
 
     /* result; code ERR_OK: success */
     struct err err;
-    uint64_t number; /* epoch or tt */
+    uint64_t number;     /* epoch or tt */
+    int64_t since_ms;
     struct reg_task *tasks;
     struct repl_ckpt *ckpts;
     struct repl_collection_rec *colls;

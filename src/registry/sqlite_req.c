@@ -48,6 +48,7 @@ static void drop_result(struct req *q)
     xfree(&q->colls);
     q->n_tasks = q->n_ckpts = q->n_colls = 0;
     q->number = 0;
+    q->since_ms = 0;
     q->err = (struct err){0};
 }
 
@@ -127,22 +128,67 @@ static int no_task(struct req *q)
     return 0;
 }
 
-/* Stores owner (if asked for, caller frees) and epoch. *ret_found false: there is no such task. */
-static int get_lease(struct regdb *db, const char *id, bool *ret_found, char **ret_owner,
-                     uint64_t *ret_epoch)
+/* The lease of a target: *ret_owner (caller frees) and *ret_epoch, NULL and 0 when never held. */
+static int get_lease(struct regdb *db, const char *target_key, char **ret_owner, uint64_t *ret_epoch)
 {
-    sqlite3_stmt *s = db->stmts[STMT_TASK_LEASE];
+    sqlite3_stmt *s = db->stmts[STMT_LEASE_GET];
     int rc;
 
-    bind_text(s, 1, id);
+    *ret_owner = NULL;
+    *ret_epoch = 0;
+    bind_text(s, 1, target_key);
     rc = sqlite3_step(s);
-    *ret_found = rc == SQLITE_ROW;
-    if (*ret_found) {
+    if (rc == SQLITE_ROW) {
+        *ret_owner = column_dup(s, 0);
         *ret_epoch = column_u64(s, 1);
-        if (ret_owner)
-            *ret_owner = column_dup(s, 0);
     }
     return finish(s, rc);
+}
+
+static int put_lease(struct regdb *db, const char *target_key, const char *owner, uint64_t epoch,
+                     int64_t since_ms)
+{
+    sqlite3_stmt *s = db->stmts[STMT_LEASE_PUT];
+
+    bind_text(s, 1, target_key);
+    bind_text(s, 2, owner);
+    bind_u64(s, 3, epoch);
+    bind_i64(s, 4, since_ms);
+    return run(db, STMT_LEASE_PUT);
+}
+
+/* Is the caller still the one that may write for this target? Sets q->err when not. */
+static int guard(struct regdb *db, struct req *q, const char *target_key)
+{
+    uint64_t epoch;
+    char *owner;
+    int rc = get_lease(db, target_key, &owner, &epoch);
+
+    if (rc == 0 && (!owner || epoch != q->task.epoch || strcmp(owner, q->task.owner) != 0))
+        err_set(&q->err, ERR_STALE, ERRC_USER,
+                "target %s belongs to \"%s\" epoch %" PRIu64 " and not to \"%s\" epoch %" PRIu64
+                ": nothing was stored",
+                target_key, owner ? owner : "", epoch, q->task.owner, q->task.epoch);
+    free(owner);
+    return rc;
+}
+
+/* As guard, for the target of q's task. absent() says what it means that there is none. */
+static int guard_task(struct regdb *db, struct req *q, int (*absent)(struct req *q))
+{
+    sqlite3_stmt *s = db->stmts[STMT_TASK_KEY];
+    char *key = NULL;
+    int rc;
+
+    bind_text(s, 1, q->task.id);
+    rc = sqlite3_step(s);
+    if (rc == SQLITE_ROW)
+        key = column_dup(s, 0);
+    rc = finish(s, rc);
+    if (rc == 0)
+        rc = key ? guard(db, q, key) : absent(q);
+    free(key);
+    return rc;
 }
 
 /* ---- tasks */
@@ -156,11 +202,12 @@ static void add_task(struct req *q, sqlite3_stmt *s)
         .target_key = column_dup(s, 2),
         .state = (enum task_state)sqlite3_column_int(s, 3),
         .reason = column_dup(s, 4),
-        .owner = column_dup(s, 5),
-        .epoch = column_u64(s, 6),
-        .lease_until_ms = sqlite3_column_int64(s, 7),
-        .created_ms = sqlite3_column_int64(s, 8),
-        .updated_ms = sqlite3_column_int64(s, 9),
+        .created_ms = sqlite3_column_int64(s, 5),
+        .updated_ms = sqlite3_column_int64(s, 6),
+        .keep = sqlite3_column_int(s, 7) != 0,
+        .owner = column_dup(s, 8),
+        .epoch = column_u64(s, 9),
+        .since_ms = sqlite3_column_int64(s, 10),
     };
 }
 
@@ -169,6 +216,7 @@ static int do_list(struct regdb *db, struct req *q)
     sqlite3_stmt *s = db->stmts[STMT_TASK_LIST];
     int rc;
 
+    bind_text(s, 1, q->task.id); /* NULL binds as NULL: all */
     while ((rc = sqlite3_step(s)) == SQLITE_ROW)
         add_task(q, s);
     return finish(s, rc);
@@ -179,18 +227,18 @@ static int do_create(struct regdb *db, struct req *q)
     sqlite3_stmt *s = db->stmts[STMT_TASK_INSERT];
     const struct reg_task *t = &q->task;
     int64_t now = (int64_t)clock_wall_ms();
-    int rc;
+    int rc = guard(db, q, t->target_key);
 
+    if (rc || q->err.code)
+        return rc;
     bind_text(s, 1, t->id);
     bind_text(s, 2, t->spec_json);
     bind_text(s, 3, t->target_key);
     bind_i64(s, 4, t->state);
     bind_text(s, 5, t->reason);
-    bind_text(s, 6, t->owner);
-    bind_u64(s, 7, t->epoch);
-    bind_i64(s, 8, t->lease_until_ms);
-    bind_i64(s, 9, t->created_ms ? t->created_ms : now);
-    bind_i64(s, 10, t->updated_ms ? t->updated_ms : now);
+    bind_i64(s, 6, t->created_ms ? t->created_ms : now);
+    bind_i64(s, 7, t->updated_ms ? t->updated_ms : now);
+    bind_i64(s, 8, t->keep);
     rc = run(db, STMT_TASK_INSERT);
     if (rc == 0 && sqlite3_changes(db->h) == 0)
         err_set(&q->err, ERR_EXISTS, ERRC_USER, "task %s exists already", t->id);
@@ -200,20 +248,10 @@ static int do_create(struct regdb *db, struct req *q)
 static int do_set_state(struct regdb *db, struct req *q)
 {
     sqlite3_stmt *s = db->stmts[STMT_TASK_STATE];
-    uint64_t epoch;
-    bool found;
-    int rc = get_lease(db, q->task.id, &found, NULL, &epoch);
+    int rc = guard_task(db, q, no_task);
 
-    if (rc)
+    if (rc || q->err.code)
         return rc;
-    if (!found)
-        return no_task(q);
-    if (q->task.epoch && q->task.epoch != epoch) {
-        err_set(&q->err, ERR_STALE, ERRC_USER,
-                "task %s: epoch is %" PRIu64 " and not %" PRIu64 ": somebody else took the task",
-                q->task.id, epoch, q->task.epoch);
-        return 0;
-    }
     bind_text(s, 1, q->task.id);
     bind_i64(s, 2, q->task.state);
     bind_text(s, 3, q->task.reason);
@@ -223,31 +261,32 @@ static int do_set_state(struct regdb *db, struct req *q)
 
 static int do_remove(struct regdb *db, struct req *q)
 {
-    int rc;
+    int rc = guard_task(db, q, no_task);
 
+    if (rc || q->err.code)
+        return rc;
     bind_text(db->stmts[STMT_TASK_DELETE], 1, q->task.id);
-    rc = run(db, STMT_TASK_DELETE);
-    if (rc == 0 && sqlite3_changes(db->h) == 0)
-        return no_task(q);
-    return rc;
+    return run(db, STMT_TASK_DELETE);
 }
+
+/* ---- leases */
 
 static int do_claim(struct regdb *db, struct req *q)
 {
-    sqlite3_stmt *s = db->stmts[STMT_TASK_CLAIM];
-    uint64_t epoch;
-    bool found;
-    int rc = get_lease(db, q->task.id, &found, NULL, &epoch);
+    char *owner;
+    int rc = get_lease(db, q->task.target_key, &owner, &q->number);
 
-    if (rc)
-        return rc;
-    if (!found)
-        return no_task(q);
-    q->number = epoch + 1;
-    bind_text(s, 1, q->task.id);
-    bind_text(s, 2, q->task.owner);
-    bind_u64(s, 3, q->number);
-    return run(db, STMT_TASK_CLAIM);
+    free(owner);
+    q->number++;
+    q->since_ms = (int64_t)clock_wall_ms();
+    return rc ? rc : put_lease(db, q->task.target_key, q->task.owner, q->number, q->since_ms);
+}
+
+static int do_release(struct regdb *db, struct req *q)
+{
+    int rc = guard(db, q, q->task.target_key);
+
+    return rc || q->err.code ? rc : put_lease(db, q->task.target_key, "", q->task.epoch, 0);
 }
 
 /* ---- the store of a task */
@@ -326,29 +365,16 @@ static int apply(struct regdb *db, const struct req *q, const struct change *c)
     abort();
 }
 
-/* Is the committer still the one that may write for this task? Sets q->err when not. */
-static int guard(struct regdb *db, struct req *q)
+static int removed(struct req *q)
 {
-    uint64_t epoch = 0;
-    char *owner = NULL;
-    bool found;
-    int rc = get_lease(db, q->task.id, &found, &owner, &epoch);
-
-    if (rc == 0 && !found)
-        err_set(&q->err, ERR_STALE, ERRC_USER, "task %s was removed from the registry", q->task.id);
-    else if (rc == 0 && (epoch != q->task.epoch || strcmp(owner, q->task.owner) != 0))
-        err_set(&q->err, ERR_STALE, ERRC_USER,
-                "task %s belongs to \"%s\" epoch %" PRIu64 " and not to \"%s\" epoch %" PRIu64
-                ": nothing was stored",
-                q->task.id, owner, epoch, q->task.owner, q->task.epoch);
-    free(owner);
-    return rc;
+    err_set(&q->err, ERR_STALE, ERRC_USER, "task %s was removed from the registry", q->task.id);
+    return 0;
 }
 
 static int do_commit(struct regdb *db, struct req *q)
 {
     const struct change *c;
-    int rc = guard(db, q);
+    int rc = guard_task(db, q, removed);
 
     if (rc || q->err.code)
         return rc;
@@ -430,6 +456,8 @@ static int run_one(struct regdb *db, struct req *q)
         return do_remove(db, q);
     case REQ_CLAIM:
         return do_claim(db, q);
+    case REQ_RELEASE:
+        return do_release(db, q);
     case REQ_COMMIT:
         return do_commit(db, q);
     case REQ_LOAD:

@@ -17,7 +17,7 @@
 struct cleanup {
     LIST_ENTRY(cleanup) entry;
     struct manager *m;
-    char *id;
+    char *id, *key;
     struct store *store; /* open while the channels are being loaded */
     char **channels;     /* whose subscription may still be there */
     size_t n, next;
@@ -41,6 +41,7 @@ static void cleanup_free(struct cleanup *c)
     timer_release(&c->timer);
     LIST_REMOVE(c, entry);
     free(c->id);
+    free(c->key);
     free(c);
 }
 
@@ -84,7 +85,7 @@ static void step(struct cleanup *c)
     if (c->next < c->n)
         m->d.wal->ops->forget(m->d.wal, c->id, c->channels[c->next], on_forgotten, c);
     else
-        m->d.registry->ops->remove(m->d.registry, c->id, on_removed, c);
+        m->d.registry->ops->remove(m->d.registry, c->id, m->d.daemon_id, holding_epoch(m, c->key), on_removed, c);
 }
 
 static void on_channel(void *arg, const char *channel)
@@ -127,12 +128,13 @@ static void on_timer(void *arg)
     c->store->ops->load(c->store, c->id, on_loaded, c);
 }
 
-void cleanup_start(struct manager *m, const char *task_id)
+void cleanup_start(struct manager *m, const char *task_id, const char *target_key)
 {
     struct cleanup *c = xcalloc(1, sizeof(*c));
 
     c->m = m;
     c->id = xstrdup(task_id);
+    c->key = xstrdup(target_key);
     c->backoff = (struct backoff)BACKOFF_INIT(500, 30000);
     LIST_INSERT_HEAD(&m->cleanups, c, entry);
     timer_init(&c->timer, m->d.loop, LOOP_PRIO_NORMAL, on_timer, c);

@@ -141,15 +141,25 @@ static void set_state(struct mtask *t, enum task_state state, const char *reason
     log_info("task", "state", KS("task", t->id), KS("from", state_name(t->state)), KS("to", state_name(state)),
              KS("reason", reason));
     t->state = state;
-    free(t->reason);
-    t->reason = xstrdup(reason);
+    if (reason != t->reason) {
+        free(t->reason);
+        t->reason = xstrdup(reason);
+    }
 }
 
 /* Stores a state; the copy in memory changes with the answer's step. */
 static void store_state(struct mtask *t, enum task_state state, const char *reason, reg_done_fn done)
 {
     set_state(t, state, reason);
-    t->m->d.registry->ops->set_state(t->m->d.registry, t->id, state, reason, 0, done, t);
+    t->m->d.registry->ops->set_state(t->m->d.registry, t->id, state, reason, t->m->d.daemon_id,
+                                     holding_epoch(t->m, t->key), done, t);
+}
+
+static void remove_record(struct mtask *t, reg_done_fn done)
+{
+    struct registry *r = t->m->d.registry;
+
+    r->ops->remove(r, t->id, t->m->d.daemon_id, holding_epoch(t->m, t->key), done, t);
 }
 
 /* ---- create --------------------------------------------------------------------------------------------- */
@@ -169,10 +179,10 @@ static void create_undo(struct mtask *t)
     struct err failure = t->failure;
 
     if (!t->m->d.wal->ops->forget) {
-        t->m->d.registry->ops->remove(t->m->d.registry, t->id, on_create_removed, t);
+        remove_record(t, on_create_removed);
         return;
     }
-    cleanup_start(t->m, t->id); /* its record has state Initial */
+    cleanup_start(t->m, t->id, t->key); /* its record has state Initial */
     op_finish(t, &failure, true);
 }
 
@@ -236,29 +246,20 @@ static void start_timeout(void *arg)
     }
 }
 
-static void on_create_claimed(struct mtask *t, const struct err *err)
+static void on_created(void *arg, const struct err *err)
 {
+    struct mtask *t = arg;
     struct err e;
 
     if (err) {
         create_fail(t, err);
         return;
     }
+    t->stored = true;
+    runtime_open(t);
     timer_set(&t->timer, START_LIMIT_MS);
     if (runtime_start(t, on_started, &e))
         create_fail(t, &e);
-}
-
-static void on_created(void *arg, const struct err *err)
-{
-    struct mtask *t = arg;
-
-    if (err) {
-        create_fail(t, err);
-        return;
-    }
-    t->stored = true;
-    runtime_claim(t, on_create_claimed);
 }
 
 static void create_store(struct mtask *t)
@@ -269,11 +270,12 @@ static void create_store(struct mtask *t)
                          .target_key = t->key,
                          .state = TASK_INITIAL,
                          .reason = (char *)"",
-                         .owner = (char *)"",
+                         .keep = t->spec->keep_queryable,
                          .created_ms = (int64_t)clock_wall_ms(),
                          .updated_ms = (int64_t)clock_wall_ms()};
 
-    t->m->d.registry->ops->create(t->m->d.registry, &r, on_created, t);
+    t->m->d.registry->ops->create(t->m->d.registry, &r, t->m->d.daemon_id, holding_epoch(t->m, t->key), on_created,
+                                  t);
     free(json);
 }
 
@@ -418,22 +420,20 @@ void manager_create(struct manager *m, struct task_spec *spec, manager_fn done, 
 
 /* ---- pause, and the end of a task that failed -------------------------------------------------------------- */
 
-static void after_pause(struct mtask *t, const struct err *err);
-
-static void on_keep_claimed(struct mtask *t, const struct err *err)
+static void keep(struct mtask *t)
 {
-    if (!err)
-        runtime_keep(t);
-    op_finish(t, NULL, false);
+    if (!t->spec || !t->spec->keep_queryable)
+        return;
+    runtime_open(t);
+    runtime_keep(t);
 }
 
 static void after_pause(struct mtask *t, const struct err *err)
 {
     runtime_release(t);
-    if (!err && t->spec && t->spec->keep_queryable)
-        runtime_claim(t, on_keep_claimed);
-    else
-        op_finish(t, err, false);
+    if (!err)
+        keep(t);
+    op_finish(t, err, false);
 }
 
 static void on_pause_stored(void *arg, const struct err *err)
@@ -482,14 +482,12 @@ void manager_on_fatal(void *arg, const struct err *err)
 
 /* ---- resume ---------------------------------------------------------------------------------------------------- */
 
-static void on_resume_claimed(struct mtask *t, const struct err *err)
+static void resume_start(struct mtask *t)
 {
     struct err e;
 
-    if (err) {
-        op_finish(t, err, false);
-        return;
-    }
+    runtime_release(t); /* what kept the target queryable */
+    runtime_open(t);
     timer_set(&t->timer, START_LIMIT_MS);
     t->accept_gap = STAILQ_FIRST(&t->ops)->accept_gap;
     if (runtime_start(t, on_started, &e)) {
@@ -511,29 +509,25 @@ static void on_resume_probed(void *arg, const struct err *err, enum target_mode 
         op_finish(t, &e, false);
         return;
     }
-    runtime_release(t); /* what kept the target queryable */
-    runtime_claim(t, on_resume_claimed);
+    resume_start(t);
 }
 
 /* ---- start of the daemon: a running task goes on, also when its target is away ----------------------------------- */
 
-static void on_load_claimed(struct mtask *t, const struct err *err)
+static void load_task(struct mtask *t)
 {
     struct err e;
 
-    if (err || runtime_start(t, on_started, &e))
-        log_error("task", "fail to start task", KS("task", t->id), KS("error", err ? err->text : e.text));
+    if (STAILQ_FIRST(&t->ops)->changed)
+        store_state(t, t->state, t->reason, NULL);
+    if (t->state == TASK_RUNNING) {
+        runtime_open(t);
+        if (runtime_start(t, on_started, &e))
+            log_error("task", "fail to start task", KS("task", t->id), KS("error", e.text));
+    } else {
+        keep(t);
+    }
     op_finish(t, NULL, false);
-}
-
-static void load_task(struct mtask *t)
-{
-    if (t->state == TASK_RUNNING)
-        runtime_claim(t, on_load_claimed);
-    else if (t->spec && t->spec->keep_queryable)
-        runtime_claim(t, on_keep_claimed);
-    else
-        op_finish(t, NULL, false);
 }
 
 /* ---- delete --------------------------------------------------------------------------------------------------------- */
@@ -551,7 +545,7 @@ static void on_delete_marked(void *arg, const struct err *err)
     struct mtask *t = arg;
 
     if (!err)
-        cleanup_start(t->m, t->id);
+        cleanup_start(t->m, t->id, t->key);
     op_finish(t, err, err == NULL);
 }
 
@@ -562,9 +556,10 @@ static void on_delete_stopped(void *arg)
 
     runtime_release(t);
     if (t->m->d.wal->ops->forget)
-        r->ops->set_state(r, t->id, TASK_INITIAL, "deleted", 0, on_delete_marked, t);
+        r->ops->set_state(r, t->id, TASK_INITIAL, "deleted", t->m->d.daemon_id, holding_epoch(t->m, t->key),
+                          on_delete_marked, t);
     else
-        r->ops->remove(r, t->id, on_removed, t);
+        remove_record(t, on_removed);
 }
 
 /* ---- the requests' first steps ----------------------------------------------------------------------------------------- */
@@ -592,6 +587,11 @@ static void op_begin(void *arg)
 
     if (!o)
         return;
+    t->holding = holding_epoch(t->m, t->key) == 0;
+    if (t->holding) {
+        holding_claim(t->m, t->key);
+        return;
+    }
     switch (o->kind) {
     case OP_CREATE:
         probe(t, on_create_probed);
@@ -622,6 +622,24 @@ static void op_begin(void *arg)
     case OP_LOAD:
         load_task(t);
         return;
+    }
+}
+
+/* The requests that wait for the lease go on, or fail. */
+void manager_on_held(struct manager *m, const char *target_key, const struct err *err)
+{
+    struct mtask *t, *tmp;
+
+    HASH_ITER(hh, m->tasks, t, tmp) {
+        if (!t->holding || strcmp(t->key, target_key) != 0)
+            continue;
+        t->holding = false;
+        if (!err)
+            timer_set(&t->next, 0);
+        else if (STAILQ_FIRST(&t->ops)->kind == OP_CREATE)
+            create_fail(t, err);
+        else
+            op_finish(t, err, false);
     }
 }
 
@@ -691,6 +709,7 @@ static void load_one(struct manager *m, const struct reg_task *r)
 {
     struct mtask *t = mtask_new(m, r->id);
     struct err err;
+    bool changed;
 
     t->stored = true;
     t->key = xstrdup(r->target_key);
@@ -700,11 +719,10 @@ static void load_one(struct manager *m, const struct reg_task *r)
     t->spec = spec_from_store(r->id, r->spec_json, &err);
     if (!t->spec)
         set_state(t, TASK_PAUSED, err.text);
-    if (t->spec && t->spec->disable_auto_start && t->state == TASK_RUNNING) {
+    changed = t->spec && t->spec->disable_auto_start && t->state == TASK_RUNNING;
+    if (changed)
         set_state(t, TASK_PAUSED, "the task is disabled auto start");
-        m->d.registry->ops->set_state(m->d.registry, t->id, TASK_PAUSED, t->reason, 0, NULL, NULL);
-    }
-    (void)op_add(t, r->state == TASK_INITIAL ? OP_DELETE : OP_LOAD, NULL, NULL);
+    op_add(t, r->state == TASK_INITIAL ? OP_DELETE : OP_LOAD, NULL, NULL)->changed = changed;
 }
 
 static void on_listed(void *arg, const struct err *err, const struct reg_task *tasks, size_t n)
@@ -725,7 +743,7 @@ void manager_start(struct manager *m, reg_done_fn ready, void *arg)
 {
     m->ready = ready;
     m->ready_arg = arg;
-    m->d.registry->ops->list(m->d.registry, on_listed, m);
+    m->d.registry->ops->list(m->d.registry, NULL, on_listed, m);
 }
 
 static void on_stop_one(void *arg)
@@ -797,6 +815,7 @@ void manager_free(struct manager *m)
     }
     HASH_ITER(hh, m->tasks, t, tmp)
         mtask_free(t);
+    holdings_free(m);
     free(m->ids);
     free(m);
 }

@@ -134,7 +134,7 @@ static void req_step(struct position_req *r)
             repl_task_progress(t->run, on_progress, r);
             continue;
         }
-        r->store = reg->ops->store_open(reg, id, r->m->d.daemon_id, t->epoch);
+        r->store = reg->ops->store_open(reg, id, r->m->d.daemon_id, 0);
         r->store->ops->load(r->store, id, on_loaded, r);
         return;
     }

@@ -33,6 +33,15 @@ struct op {
     void *arg;
     struct err err;  /* OP_FAIL: why */
     bool accept_gap; /* OP_RESUME */
+    bool changed;    /* OP_LOAD: the record does not have our state yet */
+};
+
+/* A target whose lease this daemon holds or asks for; from its first task to the end of the daemon. */
+struct holding {
+    UT_hash_handle hh;
+    struct manager *m;
+    char *key;
+    uint64_t epoch; /* 0: asked for just now */
 };
 
 /* A task as this daemon knows it. */
@@ -44,10 +53,9 @@ struct mtask {
     enum task_state state;
     char *reason;
     bool stored;            /* the registry has it */
+    bool holding;           /* its op waits for the lease */
     STAILQ_HEAD(, op) ops;  /* the first one is under way */
     struct target_probe *probe;
-    uint64_t epoch;
-    void (*claim_done)(struct mtask *t, const struct err *err);
     struct store *store;
     struct endpoint *endpoint;
     struct sink *own_sink;  /* for all but data, when login or options are not the endpoint's */
@@ -65,6 +73,7 @@ struct manager {
     struct manager_deps d;
     struct mtask *tasks;
     struct endpoint *endpoints;
+    struct holding *holdings;
     struct repl_budget budget;
     const char **ids;
     bool loaded;
@@ -81,8 +90,8 @@ struct manager {
 
 /* task/runtime.c: a task's store, endpoint and repl_task. */
 
-/* Claims the task and opens its store; then done. */
-void runtime_claim(struct mtask *t, void (*done)(struct mtask *t, const struct err *err));
+/* Opens the task's store; its target's lease is held. */
+void runtime_open(struct mtask *t);
 /* Makes and starts the runtime over the open store. started: it is safe to answer the user. */
 int runtime_start(struct mtask *t, store_done_fn started, struct err *err);
 /* Begins to keep the target's time moving (keep_queryable) for a paused task whose store is open. */
@@ -92,13 +101,20 @@ void runtime_release(struct mtask *t);
 /* "host:port" of a target. Caller frees. NULL: not a uri. */
 char *runtime_key(const struct task_spec *s);
 void runtime_target_options(const struct task_spec *s, struct target_options *ret);
+/* holding.c */
+/* The epoch of the target's lease; 0: not held. */
+uint64_t holding_epoch(const struct manager *m, const char *target_key);
+/* Asks for the lease; manager_on_held() tells. Nothing when that is under way already. */
+void holding_claim(struct manager *m, const char *target_key);
+void holdings_free(struct manager *m);
 /* position.c */
 void position_cancel(struct manager *m, void *arg);
 void positions_free(struct manager *m);
 /* cleanup.c: removes what the source's queue keeps for a deleted task, then its record. */
-void cleanup_start(struct manager *m, const char *task_id);
+void cleanup_start(struct manager *m, const char *task_id, const char *target_key);
 bool cleanup_has(const struct manager *m, const char *task_id);
 void cleanups_free(struct manager *m);
-/* manager.c: the runtime stopped by itself. */
+/* manager.c: the runtime stopped by itself; an answer about a target's lease (err NULL: held). */
 void manager_on_fatal(void *arg, const struct err *err);
+void manager_on_held(struct manager *m, const char *target_key, const struct err *err);
 #endif

@@ -143,23 +143,11 @@ static void endpoint_put(struct manager *m, struct endpoint *e)
 
 /* ---- life ---------------------------------------------------------------------------------------------- */
 
-static void on_claimed(void *arg, const struct err *err, uint64_t epoch)
+void runtime_open(struct mtask *t)
 {
-    struct mtask *t = arg;
-    void (*done)(struct mtask *, const struct err *) = t->claim_done;
+    struct manager *m = t->m;
 
-    t->claim_done = NULL;
-    if (!err) {
-        t->epoch = epoch;
-        t->store = t->m->d.registry->ops->store_open(t->m->d.registry, t->id, t->m->d.daemon_id, epoch);
-    }
-    done(t, err);
-}
-
-void runtime_claim(struct mtask *t, void (*done)(struct mtask *t, const struct err *err))
-{
-    t->claim_done = done;
-    t->m->d.registry->ops->claim(t->m->d.registry, t->id, t->m->d.daemon_id, on_claimed, t);
+    t->store = m->d.registry->ops->store_open(m->d.registry, t->id, m->d.daemon_id, holding_epoch(m, t->key));
 }
 
 static int open_sink(struct mtask *t, struct err *err)
@@ -245,9 +233,6 @@ void runtime_keep(struct mtask *t)
 
 void runtime_release(struct mtask *t)
 {
-    if (t->claim_done)
-        t->m->d.registry->ops->cancel(t->m->d.registry, t);
-    t->claim_done = NULL;
     repl_task_free(t->run);
     t->run = NULL;
     if (t->own_sink)

@@ -586,7 +586,7 @@ static void assert_records(const char *want)
 {
     char got[400] = "?";
 
-    reg->ops->list(reg, on_records, got);
+    reg->ops->list(reg, NULL, on_records, got);
     UNTIL(got[0] != '?');
     assert_string_equal(got, want);
 }
@@ -1052,17 +1052,25 @@ static void test_a_running_task_goes_on_while_its_target_is_away(void **state)
     assert_records("t1:1 ");
 }
 
+static void on_lease(void *arg, const struct err *err, const struct reg_lease *lease)
+{
+    assert_null(err);
+    *(uint64_t *)arg = lease->epoch;
+}
+
 static void put_record(const char *id, const char *spec, enum task_state st)
 {
     struct reg_task r = {.id = (char *)id,
                          .spec_json = (char *)spec,
                          .target_key = (char *)"h:1",
                          .state = st,
-                         .reason = (char *)"",
-                         .owner = (char *)""};
+                         .reason = (char *)""};
     struct reply a = {0};
+    uint64_t epoch = 0;
 
-    reg->ops->create(reg, &r, on_answer, &a);
+    reg->ops->claim(reg, "h:1", DAEMON, 0, on_lease, &epoch);
+    UNTIL(epoch);
+    reg->ops->create(reg, &r, DAEMON, epoch, on_answer, &a);
     UNTIL(a.calls);
     assert_int_equal(a.err.code, ERR_OK);
 }
@@ -1283,7 +1291,7 @@ static struct reply stop(void)
     for (int i = 0; i < 3; i++) { /* some turns more: writes and reads of the registry go through */
         char got[400] = "?";
 
-        reg->ops->list(reg, on_records, got);
+        reg->ops->list(reg, NULL, on_records, got);
         UNTIL(got[0] != '?');
     }
     return a;

@@ -1,25 +1,13 @@
 /* test_registry.c - the SQLite registry on real files: order, groups, guards, crashes, sick disks.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "registry_cases.h"
 
-#include <cmocka.h>
-
-#include "registry/sqlite_priv.h"
-
-#include "base/clock.h"
-#include "base/mem.h"
 #include "loop/xthread.h"
+#include "registry/sqlite_priv.h"
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -27,9 +15,6 @@
 
 static char dir[40];
 static char path[60];
-static struct loop *lp;
-static struct registry *reg;
-static struct err err;
 
 static void remove_dir(const char *name)
 {
@@ -78,6 +63,7 @@ static void open_reg(void)
     reg = registry_sqlite_open(lp, path, &err);
     if (!reg)
         fail_msg("%s", err.text);
+    epoch = claim_now(reg, TARGET, ME);
 }
 
 static void close_reg(void)
@@ -85,196 +71,6 @@ static void close_reg(void)
     reg->ops->close(reg);
     reg = NULL;
     loop_once(lp, false);
-}
-
-static void assert_in(const char *text, const char *part)
-{
-    if (!strstr(text, part))
-        fail_msg("\"%s\" is not in \"%s\"", part, text);
-}
-
-/* ---- answers */
-
-struct answer {
-    int calls;
-    struct err err;
-    uint64_t number;
-    int order; /* which answer of the test it was, from 1 */
-    size_t n_tasks;
-    struct reg_task task;  /* the first, copied by value: only numbers are valid */
-    char *text;            /* tasks: "id:state:reason:owner:epoch " each; a load's records */
-    struct repl_ckpt ckpt; /* the first */
-    size_t n_ckpts, n_colls;
-};
-
-static int n_answers;
-
-static void take(struct answer *a, const struct err *e)
-{
-    a->calls++;
-    a->order = ++n_answers;
-    a->err = e ? *e : (struct err){0};
-}
-
-static void on_done(void *arg, const struct err *e)
-{
-    take(arg, e);
-}
-
-static void on_number(void *arg, const struct err *e, uint64_t n)
-{
-    struct answer *a = arg;
-
-    take(a, e);
-    a->number = n;
-}
-
-static void append(struct answer *a, const char *more)
-{
-    char *text = xasprintf("%s%s", a->text ? a->text : "", more);
-
-    free(a->text);
-    a->text = text;
-}
-
-static void on_tasks(void *arg, const struct err *e, const struct reg_task *tasks, size_t n)
-{
-    struct answer *a = arg;
-
-    take(a, e);
-    append(a, "");
-    a->n_tasks = n;
-    if (n)
-        a->task = tasks[0];
-    for (size_t i = 0; i < n; i++) {
-        char *s = xasprintf("%s:%d:%s:%s:%" PRIu64 " ", tasks[i].id, (int)tasks[i].state,
-                            tasks[i].reason, tasks[i].owner, tasks[i].epoch);
-
-        append(a, s);
-        free(s);
-    }
-}
-
-static void on_load(void *arg, const struct err *e, const struct repl_ckpt *ckpts, size_t n_ckpts,
-                    const struct repl_collection_rec *colls, size_t n_colls)
-{
-    struct answer *a = arg;
-
-    take(a, e);
-    append(a, "");
-    a->n_ckpts = n_ckpts;
-    a->n_colls = n_colls;
-    if (n_ckpts)
-        a->ckpt = ckpts[0];
-    for (size_t i = 0; i < n_ckpts; i++) {
-        char *s = xasprintf("%s>%s:%" PRIu64 ":%s ", ckpts[i].src_channel, ckpts[i].dst_channel,
-                            ckpts[i].done.minor, ckpts[i].target_pos ? ckpts[i].target_pos : "-");
-
-        append(a, s);
-        free(s);
-    }
-    for (size_t i = 0; i < n_colls; i++) {
-        char *s = xasprintf("%" PRId64 "=%s ", colls[i].id, colls[i].json);
-
-        append(a, s);
-        free(s);
-    }
-}
-
-static void wait_for(const struct answer *a)
-{
-    uint64_t end = clock_mono_ms() + 20000;
-
-    while (!a->calls && clock_mono_ms() < end)
-        loop_once(lp, true);
-    assert_int_equal(a->calls, 1);
-}
-
-static void assert_ok(const struct answer *a)
-{
-    wait_for(a);
-    if (a->err.code)
-        fail_msg("%s", a->err.text);
-}
-
-static void assert_code(const struct answer *a, enum err_code code)
-{
-    wait_for(a);
-    assert_int_equal(a->err.code, code);
-}
-
-/* ---- calls */
-
-static void create(const char *id, struct answer *a)
-{
-    struct reg_task t = {.id = (char *)id,
-                         .spec_json = (char *)"{\"token\":\"x\"}",
-                         .target_key = (char *)"target",
-                         .state = TASK_INITIAL};
-
-    reg->ops->create(reg, &t, on_done, a);
-}
-
-static void create_now(const char *id)
-{
-    struct answer a = {0};
-
-    create(id, &a);
-    assert_ok(&a);
-}
-
-static void assert_tasks(const char *expected)
-{
-    struct answer a = {0};
-
-    reg->ops->list(reg, on_tasks, &a);
-    assert_ok(&a);
-    assert_string_equal(a.text, expected);
-    free(a.text);
-}
-
-static struct repl_ckpt ckpt(const char *src, const char *dst, uint64_t done)
-{
-    return (struct repl_ckpt){.src_channel = (char *)src,
-                              .dst_channel = (char *)dst,
-                              .done = {0, done},
-                              .sent = {0, done}};
-}
-
-static void commit_ckpt(struct store *s, const char *id, const struct repl_ckpt *c,
-                        struct answer *a)
-{
-    struct store_batch *b = s->ops->begin(s, id);
-
-    s->ops->put_ckpt(b, c);
-    s->ops->commit(b, a ? on_done : NULL, a);
-}
-
-static void commit_done(struct store *s, const char *id, const char *src, uint64_t done,
-                        struct answer *a)
-{
-    struct repl_ckpt c = ckpt(src, "d", done);
-
-    commit_ckpt(s, id, &c, a);
-}
-
-static void assert_loaded(struct store *s, const char *id, const char *expected)
-{
-    struct answer a = {0};
-
-    s->ops->load(s, id, on_load, &a);
-    assert_ok(&a);
-    assert_string_equal(a.text, expected);
-    free(a.text);
-}
-
-static uint64_t tick(struct store *s, const char *target, const char *channel)
-{
-    struct answer a = {0};
-
-    s->ops->load_tick(s, target, channel, on_number, &a);
-    assert_ok(&a);
-    return a.number;
 }
 
 static struct sqlreg *impl(void)
@@ -309,218 +105,6 @@ static void in_helper(const char *sql)
         loop_once(lp, true);
 }
 
-/* ---- tasks */
-
-static void tasks_are_kept(void **state)
-{
-    struct answer a[6] = {0};
-    struct answer list = {0};
-    struct stat st;
-
-    (void)state;
-    open_reg();
-    assert_null(reg->ops->trouble(reg));
-    create("b", &a[0]);
-    create("a", &a[1]);
-    create("b", &a[2]);
-    assert_int_equal(a[0].calls, 0);
-    reg->ops->set_state(reg, "a", TASK_PAUSED, "because", 0, on_done, &a[3]);
-    reg->ops->set_state(reg, "none", TASK_PAUSED, "", 0, on_done, &a[4]);
-    reg->ops->remove(reg, "none", on_done, &a[5]);
-    assert_ok(&a[0]);
-    assert_ok(&a[1]);
-    assert_code(&a[2], ERR_EXISTS);
-    assert_ok(&a[3]);
-    assert_code(&a[4], ERR_NOT_FOUND);
-    assert_code(&a[5], ERR_NOT_FOUND);
-    assert_tasks("a:2:because::0 b:0:::0 ");
-    assert_int_equal(stat(path, &st), 0);
-    assert_int_equal(st.st_mode & 0777, 0600);
-    close_reg();
-
-    open_reg();
-    reg->ops->list(reg, on_tasks, &list);
-    assert_ok(&list);
-    assert_int_equal(list.n_tasks, 2);
-    assert_true(list.task.created_ms > 0 && list.task.updated_ms >= list.task.created_ms);
-    free(list.text);
-    assert_tasks("a:2:because::0 b:0:::0 ");
-}
-
-static void all_fields_come_back(void **state)
-{
-    struct reg_task t = {.id = (char *)"t",
-                         .spec_json = (char *)"{\"a\":\"\\u00e4\"}",
-                         .target_key = (char *)"k",
-                         .state = TASK_RUNNING,
-                         .reason = (char *)"r",
-                         .owner = (char *)"o",
-                         .epoch = UINT64_MAX - 1,
-                         .lease_until_ms = -5,
-                         .created_ms = 7,
-                         .updated_ms = 8};
-    struct answer a = {0}, list = {0}, claim = {0};
-
-    (void)state;
-    open_reg();
-    reg->ops->create(reg, &t, on_done, &a);
-    assert_ok(&a);
-    reg->ops->list(reg, on_tasks, &list);
-    assert_ok(&list);
-    assert_string_equal(list.text, "t:1:r:o:18446744073709551614 ");
-    assert_int_equal(list.task.lease_until_ms, -5);
-    assert_int_equal(list.task.created_ms, 7);
-    assert_int_equal(list.task.updated_ms, 8);
-    free(list.text);
-    reg->ops->claim(reg, "t", "p", on_number, &claim);
-    assert_ok(&claim);
-    assert_true(claim.number == UINT64_MAX);
-}
-
-static void claim_and_epochs(void **state)
-{
-    struct answer a[6] = {0};
-
-    (void)state;
-    open_reg();
-    create_now("t");
-    reg->ops->claim(reg, "t", "me", on_number, &a[0]);
-    reg->ops->claim(reg, "t", "you", on_number, &a[1]);
-    reg->ops->claim(reg, "none", "you", on_number, &a[2]);
-    reg->ops->set_state(reg, "t", TASK_PAUSED, "old", 1, on_done, &a[3]);
-    reg->ops->set_state(reg, "t", TASK_RUNNING, "", 2, on_done, &a[4]);
-    assert_ok(&a[0]);
-    assert_int_equal(a[0].number, 1);
-    assert_ok(&a[1]);
-    assert_int_equal(a[1].number, 2);
-    assert_code(&a[2], ERR_NOT_FOUND);
-    assert_code(&a[3], ERR_STALE);
-    assert_ok(&a[4]);
-    assert_tasks("t:1::you:2 ");
-}
-
-/* ---- store */
-
-static void checkpoints_and_collections(void **state)
-{
-    struct repl_ckpt full = {
-        .src_channel = (char *)"s1",
-        .dst_channel = (char *)"d1",
-        .start = {1, 2},
-        .start_tt = 3,
-        .done = {4, UINT64_MAX},
-        .sent = {UINT64_MAX, 7},
-        .done_tt = 8,
-        .sent_tt = 9,
-        .retimed_tt = UINT64_C(1) << 63,
-        .op = {10, 11},
-        .op_tt = 12,
-        .target_pos = (char *)"cG9z",
-    };
-    struct repl_ckpt other = ckpt("s0", "d1", 5);
-    struct answer a = {0}, got = {0};
-    struct store *s;
-    struct store_batch *b;
-
-    (void)state;
-    open_reg();
-    create_now("t");
-    s = reg->ops->store_open(reg, "t", "", 0);
-    commit_ckpt(s, "t", &full, &a);
-    s->ops->load(s, "t", on_load, &got);
-    assert_ok(&a);
-    assert_ok(&got);
-    assert_string_equal(got.text, "s1>d1:18446744073709551615:cG9z ");
-    assert_true(got.ckpt.start.major == 1 && got.ckpt.start.minor == 2 && got.ckpt.start_tt == 3);
-    assert_true(got.ckpt.done.major == 4 && got.ckpt.done.minor == UINT64_MAX);
-    assert_true(got.ckpt.sent.major == UINT64_MAX && got.ckpt.sent.minor == 7);
-    assert_true(got.ckpt.done_tt == 8 && got.ckpt.sent_tt == 9);
-    assert_true(got.ckpt.retimed_tt == UINT64_C(1) << 63);
-    assert_true(got.ckpt.op.major == 10 && got.ckpt.op.minor == 11 && got.ckpt.op_tt == 12);
-    free(got.text);
-
-    b = s->ops->begin(s, "t");
-    s->ops->put_ckpt(b, &other);
-    s->ops->put_collection(b, 9, "nine");
-    s->ops->put_collection(b, -1, "x");
-    s->ops->put_collection(b, -1, "minus one");
-    s->ops->put_collection(b, 8, "eight");
-    s->ops->del_collection(b, 8);
-    s->ops->del_collection(b, 1234);
-    s->ops->del_ckpt(b, "s1", "d1");
-    s->ops->del_ckpt(b, "never", "there");
-    s->ops->commit(b, NULL, NULL);
-    assert_loaded(s, "t", "s0>d1:5:- -1=minus one 9=nine ");
-    reg->ops->store_free(s);
-    close_reg();
-
-    open_reg();
-    s = reg->ops->store_open(reg, "t", "", 0);
-    assert_loaded(s, "t", "s0>d1:5:- -1=minus one 9=nine ");
-    assert_loaded(s, "other", "");
-    reg->ops->store_free(s);
-}
-
-static void ticks_only_rise_and_outlive_tasks(void **state)
-{
-    static const uint64_t values[] = {5, 3, UINT64_C(1) << 63, 7, UINT64_MAX, INT64_MAX};
-    static const uint64_t expected[] = {5,          5,         UINT64_C(1) << 63, UINT64_C(1) << 63,
-                                        UINT64_MAX, UINT64_MAX};
-    struct answer gone = {0};
-    struct store *s;
-
-    (void)state;
-    open_reg();
-    create_now("t");
-    s = reg->ops->store_open(reg, "t", "", 0);
-    assert_int_equal(tick(s, "target", "d"), 0);
-    for (size_t i = 0; i < sizeof(values) / sizeof(*values); i++) {
-        struct store_batch *b = s->ops->begin(s, "t");
-
-        s->ops->put_tick(b, "target", "d", values[i]);
-        s->ops->commit(b, NULL, NULL);
-        assert_true(tick(s, "target", "d") == expected[i]);
-    }
-    assert_int_equal(tick(s, "target", "e"), 0);
-    reg->ops->remove(reg, "t", on_done, &gone);
-    assert_ok(&gone);
-    assert_true(tick(s, "target", "d") == UINT64_MAX);
-    reg->ops->store_free(s);
-}
-
-static void stale_commits_write_nothing(void **state)
-{
-    struct answer a[5] = {0};
-    struct store *s, *other_epoch, *other_owner;
-
-    (void)state;
-    open_reg();
-    create_now("t");
-    reg->ops->claim(reg, "t", "me", on_number, &a[0]);
-    s = reg->ops->store_open(reg, "t", "me", 1);
-    other_epoch = reg->ops->store_open(reg, "t", "me", 2);
-    other_owner = reg->ops->store_open(reg, "t", "you", 1);
-    commit_done(s, "t", "a", 1, &a[1]);
-    commit_done(other_epoch, "t", "a", 2, &a[2]);
-    commit_done(other_owner, "t", "a", 3, &a[3]);
-    assert_code(&a[2], ERR_STALE);
-    assert_code(&a[3], ERR_STALE);
-    assert_in(a[3].err.text, "\"me\" epoch 1");
-    assert_ok(&a[1]);
-    assert_loaded(s, "t", "a>d:1:- ");
-    a[0] = a[1] = a[2] = (struct answer){0};
-    commit_done(s, "t", "a", 4, &a[0]);
-    reg->ops->remove(reg, "t", on_done, &a[1]);
-    commit_done(s, "t", "a", 5, &a[2]);
-    assert_ok(&a[0]);
-    assert_ok(&a[1]);
-    assert_code(&a[2], ERR_STALE);
-    assert_loaded(s, "t", "");
-    reg->ops->store_free(s);
-    reg->ops->store_free(other_epoch);
-    reg->ops->store_free(other_owner);
-}
-
 /* ---- groups and order */
 
 static void one_turn_is_one_transaction_in_order(void **state)
@@ -534,7 +118,7 @@ static void one_turn_is_one_transaction_in_order(void **state)
     (void)state;
     open_reg();
     create_now("t");
-    s = reg->ops->store_open(reg, "t", "", 0);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
     stale = reg->ops->store_open(reg, "t", "other", 1);
     groups = impl()->n_groups;
     n_answers = 0;
@@ -547,7 +131,7 @@ static void one_turn_is_one_transaction_in_order(void **state)
             commit_done(s, "t", "a", (uint64_t)i, &a[i]);
     }
     s->ops->load(s, "t", on_load, &load);
-    reg->ops->list(reg, on_tasks, &list);
+    reg->ops->list(reg, NULL, on_tasks, &list);
     assert_int_equal(n_answers, 0);
     assert_ok(&list);
     assert_int_equal(impl()->n_groups, groups + 1);
@@ -578,7 +162,7 @@ static void a_bad_batch_is_undone_alone(void **state)
     (void)state;
     open_reg();
     create_now("t");
-    s = reg->ops->store_open(reg, "t", "", 0);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
     commit_done(s, "t", "a", 1, &a);
     batch = s->ops->begin(s, "t");
     s->ops->put_collection(batch, 1, "x");
@@ -610,6 +194,7 @@ static int pragma(const char *sql)
 static void settings_are_durable(void **state)
 {
     char wal[80];
+    struct stat st;
 
     (void)state;
     open_reg();
@@ -619,84 +204,8 @@ static void settings_are_durable(void **state)
     assert_int_equal(pragma("PRAGMA user_version"), REGDB_SCHEMA);
     snprintf(wal, sizeof(wal), "%s-wal", path);
     assert_int_equal(access(wal, F_OK), 0);
-}
-
-/* What is asked for while the helper works makes the next group, also from inside an answer. */
-struct chain {
-    struct store *s;
-    uint64_t next, end;
-    int deep; /* answers on the stack: none may come from inside the call */
-    bool done;
-};
-
-static void on_chain(void *arg, const struct err *e)
-{
-    struct chain *c = arg;
-
-    assert_null(e);
-    assert_int_equal(c->deep, 0);
-    c->deep++;
-    if (c->next < c->end) {
-        struct repl_ckpt k = ckpt("a", "d", ++c->next);
-        struct store_batch *b = c->s->ops->begin(c->s, "t");
-
-        c->s->ops->put_ckpt(b, &k);
-        c->s->ops->commit(b, on_chain, c);
-    } else {
-        c->done = true;
-    }
-    c->deep--;
-}
-
-static void answers_may_call_again(void **state)
-{
-    struct chain c = {.end = 20};
-
-    (void)state;
-    open_reg();
-    create_now("t");
-    c.s = reg->ops->store_open(reg, "t", "", 0);
-    on_chain(&c, NULL);
-    while (!c.done)
-        loop_once(lp, true);
-    assert_loaded(c.s, "t", "a>d:20:- ");
-    reg->ops->store_free(c.s);
-}
-
-static void cancel_drops_answers_and_not_writes(void **state)
-{
-    struct answer a = {0}, b = {0}, c = {0}, d = {0};
-    struct store *s, *s2;
-
-    (void)state;
-    open_reg();
-    create_now("t");
-    s = reg->ops->store_open(reg, "t", "", 0);
-    s2 = reg->ops->store_open(reg, "t", "", 0);
-    commit_done(s, "t", "a", 1, &a);
-    commit_done(s, "t", "b", 2, &b);
-    reg->ops->set_state(reg, "t", TASK_PAUSED, "", 0, on_done, &a);
-    s->ops->cancel(s, &a); /* of this store: the registry's call with the same arg stays */
-    commit_done(s2, "t", "c", 3, &c);
-    reg->ops->store_free(s2);
-    create("u", &d);
-    loop_once(lp, false); /* now in the helper, or done */
-    reg->ops->cancel(reg, &d);
-    assert_loaded(s, "t", "a>d:1:- b>d:2:- c>d:3:- ");
-    assert_ok(&b);
-    assert_ok(&a);
-    assert_int_equal(c.calls, 0);
-    assert_int_equal(d.calls, 0);
-    assert_tasks("t:2:::0 u:0:::0 ");
-    reg->ops->store_free(s);
-}
-
-static void on_done_close(void *arg, const struct err *e)
-{
-    take(arg, e);
-    reg->ops->close(reg);
-    reg->ops->close(reg);
-    reg = NULL;
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0600);
 }
 
 /* close() finishes what was accepted, and no answer comes after it, also when an answer closes. */
@@ -709,7 +218,7 @@ static void close_inside_an_answer(void **state)
     (void)state;
     open_reg();
     create_now("t");
-    s = reg->ops->store_open(reg, "t", "", 0);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
     batch = s->ops->begin(s, "t");
     s->ops->commit(batch, on_done_close, &a);
     commit_done(s, "t", "a", 1, &b);
@@ -722,7 +231,7 @@ static void close_inside_an_answer(void **state)
     assert_int_equal(c.calls, 0);
     open_reg();
     reg->ops->store_free(s); /* its registry is gone: allowed */
-    s = reg->ops->store_open(reg, "t", "", 0);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
     assert_loaded(s, "t", "a>d:1:- b>d:2:- ");
     reg->ops->store_free(s);
 }
@@ -736,7 +245,7 @@ static void close_writes_what_waits(void **state)
     (void)state;
     open_reg();
     create_now("t");
-    s = reg->ops->store_open(reg, "t", "", 0);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
     commit_done(s, "t", "a", 77, &a);
     reg->ops->store_free(s);
     close_reg();
@@ -744,7 +253,7 @@ static void close_writes_what_waits(void **state)
     snprintf(wal, sizeof(wal), "%s-wal", path);
     assert_int_equal(access(wal, F_OK), -1);
     open_reg();
-    s = reg->ops->store_open(reg, "t", "", 0);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
     assert_loaded(s, "t", "a>d:77:- ");
     reg->ops->store_free(s);
 }
@@ -800,7 +309,7 @@ static void writer_main(int fd)
     reg = registry_sqlite_open(lp, path, &err);
     if (!reg)
         _exit(2);
-    w.s = reg->ops->store_open(reg, "t", "", 0);
+    w.s = reg->ops->store_open(reg, "t", ME, epoch);
     for (int i = 0; i < LINKS; i++) {
         links[i] = (struct writer_link){&w, i};
         write_next(&links[i]);
@@ -849,7 +358,7 @@ static void nothing_acknowledged_is_lost_by_a_kill(void **state)
         close_reg();
         write_and_kill(5 + round * 37, acked);
         open_reg(); /* the lock went with the child */
-        s = reg->ops->store_open(reg, "t", "", 0);
+        s = reg->ops->store_open(reg, "t", ME, epoch);
         s->ops->load(s, "t", on_load, &a);
         assert_ok(&a);
         assert_int_equal(a.n_ckpts, LINKS);
@@ -894,7 +403,7 @@ static void full_database_blocks_commits_and_fails_requests(void **state)
     big[200000] = '\0';
     open_reg();
     create_now("t");
-    s = reg->ops->store_open(reg, "t", "", 0);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
     in_helper("PRAGMA max_page_count = 1");
     b = s->ops->begin(s, "t");
     s->ops->put_collection(b, 1, big);
@@ -905,11 +414,11 @@ static void full_database_blocks_commits_and_fails_requests(void **state)
     assert_in(reg->ops->trouble(reg), "database or disk is full");
     assert_in(reg->ops->trouble(reg), "free space");
     begin = clock_mono_ms();
-    reg->ops->set_state(reg, "t", TASK_PAUSED, "", 0, on_done, &a[1]);
-    reg->ops->claim(reg, "t", "me", on_number, &a[2]);
-    reg->ops->list(reg, on_tasks, &a[3]);
+    reg->ops->set_state(reg, "t", TASK_PAUSED, "", ME, epoch, on_done, &a[1]);
+    reg->ops->claim(reg, TARGET, ME, LEASE_MS, on_lease, &a[2]);
+    reg->ops->list(reg, NULL, on_tasks, &a[3]);
     create("u", &a[4]);
-    reg->ops->remove(reg, "t", on_done, &a[5]);
+    reg->ops->remove(reg, "t", ME, epoch, on_done, &a[5]);
     for (int i = 1; i <= 5; i++) {
         assert_code(&a[i], ERR_IO);
         assert_int_equal(a[i].err.cls, ERRC_RETRY);
@@ -924,7 +433,7 @@ static void full_database_blocks_commits_and_fails_requests(void **state)
     assert_ok(&small);
     assert_true(a[0].order < small.order);
     assert_null(reg->ops->trouble(reg));
-    assert_tasks("t:0:::0 "); /* what failed was not done later */
+    assert_tasks("t:0: "); /* what failed was not done later */
     free(a[3].text);
     free(big);
     reg->ops->store_free(s);
@@ -945,7 +454,7 @@ static int io_error_child(void)
     reg = registry_sqlite_open(lp, path, &err);
     if (!reg)
         return 2;
-    s = reg->ops->store_open(reg, "t", "", 0);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
     if (setrlimit(RLIMIT_FSIZE, &small) < 0)
         return 3;
     commit_done(s, "t", "a", 9, &a);
@@ -981,7 +490,7 @@ static void io_errors_are_retried(void **state)
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_int_equal(status, 0);
     open_reg();
-    s = reg->ops->store_open(reg, "t", "", 0);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
     assert_loaded(s, "t", "a>d:9:- ");
     reg->ops->store_free(s);
 }
@@ -1004,13 +513,13 @@ static void locks_of_others_are_waited_for(void **state)
     (void)state;
     open_reg();
     create_now("t");
-    s = reg->ops->store_open(reg, "t", "", 0);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
     h = hold_write_lock();
     commit_done(s, "t", "a", 1, &a);
     while (!impl()->group)
         loop_once(lp, true);
     commit_done(s, "t", "a", 2, &a2); /* comes while the first is in the helper: stays behind it */
-    reg->ops->set_state(reg, "t", TASK_PAUSED, "", 0, on_done, &b);
+    reg->ops->set_state(reg, "t", TASK_PAUSED, "", ME, epoch, on_done, &b);
     assert_code(&b, ERR_IO);
     assert_in(b.err.text, "another program");
     assert_in(reg->ops->trouble(reg), "locked");
@@ -1039,7 +548,7 @@ static void close_gives_up_in_the_end(void **state)
     (void)state;
     open_reg();
     create_now("t");
-    s = reg->ops->store_open(reg, "t", "", 0);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
     h = hold_write_lock();
     commit_done(s, "t", "a", 1, &a);
     wait_for_trouble();
@@ -1082,7 +591,7 @@ static void second_daemon_is_refused(void **state)
     create_now("t"); /* the first one is not disturbed */
     close_reg();
     open_reg();
-    assert_tasks("t:0:::0 ");
+    assert_tasks("t:0: ");
 }
 
 static void write_at(const char *file, long at, const char *bytes, size_t n)
@@ -1128,7 +637,7 @@ static void damage_while_running_is_told(void **state)
     (void)state;
     open_reg();
     create_now("t");
-    s = reg->ops->store_open(reg, "t", "", 0);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
     in_helper("PRAGMA wal_checkpoint(TRUNCATE)");
     in_helper("PRAGMA writable_schema = ON");
     in_helper("UPDATE sqlite_master SET rootpage = 99999 WHERE name = 'checkpoint'");
@@ -1159,17 +668,63 @@ static void other_versions_and_programs_are_refused(void **state)
     open_reg();
     create_now("t");
     close_reg();
+    exec_file("PRAGMA user_version = 3");
+    open_fails(ERR_INVALID, "newer milvus-cdc (schema version 3, this one knows up to 2)");
     exec_file("PRAGMA user_version = 2");
-    open_fails(ERR_INVALID, "newer milvus-cdc (schema version 2, this one knows up to 1)");
-    exec_file("PRAGMA user_version = 1");
     open_reg();
-    assert_tasks("t:0:::0 ");
+    assert_tasks("t:0: ");
     close_reg();
     unlink(path);
     exec_file("CREATE TABLE x (y)");
     open_fails(ERR_INVALID, "another program");
     exec_file("DROP TABLE x; PRAGMA user_version = 1");
     open_fails(ERR_INVALID, "another program");
+}
+
+/* A file of the first release, with tasks that were owned one by one. */
+static void files_of_version_1_are_migrated(void **state)
+{
+    struct answer list = {0};
+    struct store *s;
+
+    (void)state;
+    exec_file("PRAGMA application_id = 1296254019; PRAGMA user_version = 1;"
+              "CREATE TABLE task (id TEXT NOT NULL PRIMARY KEY, spec_json TEXT NOT NULL, target_key TEXT NOT NULL,"
+              " state INTEGER NOT NULL CHECK (state BETWEEN 0 AND 2), reason TEXT NOT NULL, owner TEXT NOT NULL,"
+              " epoch INTEGER NOT NULL, lease_until_ms INTEGER NOT NULL, created_ms INTEGER NOT NULL,"
+              " updated_ms INTEGER NOT NULL) WITHOUT ROWID;"
+              "CREATE TABLE checkpoint (task_id TEXT NOT NULL REFERENCES task (id) ON DELETE CASCADE,"
+              " src_channel TEXT NOT NULL, dst_channel TEXT NOT NULL,"
+              " start_major INTEGER NOT NULL, start_minor INTEGER NOT NULL, start_tt INTEGER NOT NULL,"
+              " done_major INTEGER NOT NULL, done_minor INTEGER NOT NULL, done_tt INTEGER NOT NULL,"
+              " sent_major INTEGER NOT NULL, sent_minor INTEGER NOT NULL, sent_tt INTEGER NOT NULL,"
+              " retimed_tt INTEGER NOT NULL, op_major INTEGER NOT NULL, op_minor INTEGER NOT NULL,"
+              " op_tt INTEGER NOT NULL, target_pos TEXT, PRIMARY KEY (task_id, src_channel, dst_channel)) WITHOUT ROWID;"
+              "CREATE TABLE collection (task_id TEXT NOT NULL REFERENCES task (id) ON DELETE CASCADE,"
+              " collection_id INTEGER NOT NULL, json TEXT NOT NULL, PRIMARY KEY (task_id, collection_id)) WITHOUT ROWID;"
+              "CREATE TABLE target_tick (target TEXT NOT NULL, dst_channel TEXT NOT NULL, tt INTEGER NOT NULL,"
+              " PRIMARY KEY (target, dst_channel)) WITHOUT ROWID;"
+              "INSERT INTO task VALUES ('a','{\"request\":{\"keep_queryable\":true}}','target',2,'r','d',7,0,1,2),"
+              " ('t','{\"request\":{}}','target',1,'','d',9,0,3,4), ('z','no json','other',0,'','',0,0,5,6);"
+              "INSERT INTO checkpoint VALUES ('t','s','d',0,0,0,0,5,0,0,5,0,0,0,0,0,NULL);"
+              "INSERT INTO target_tick VALUES ('target','d',77);");
+    open_reg();
+    assert_int_equal(epoch, 10);
+    assert_int_equal(claim_now(reg, "other", ME), 1);
+    assert_tasks("a:2:r t:1: z:0: ");
+    reg->ops->list(reg, "a", on_tasks, &list);
+    assert_ok(&list);
+    assert_true(list.task.keep && list.task.created_ms == 1 && list.task.updated_ms == 2);
+    free(list.text);
+    list = (struct answer){0};
+    reg->ops->list(reg, "t", on_tasks, &list);
+    assert_ok(&list);
+    assert_false(list.task.keep);
+    free(list.text);
+    s = reg->ops->store_open(reg, "t", ME, epoch);
+    assert_loaded(s, "t", "s>d:5:- ");
+    assert_int_equal(tick(s, TARGET, "d"), 77);
+    reg->ops->store_free(s);
 }
 
 static void bad_places_are_told(void **state)
@@ -1228,7 +783,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(tasks_are_kept),
         TEST(all_fields_come_back),
-        TEST(claim_and_epochs),
+        TEST(leases_guard_tasks),
         TEST(checkpoints_and_collections),
         TEST(ticks_only_rise_and_outlive_tasks),
         TEST(stale_commits_write_nothing),
@@ -1248,6 +803,7 @@ int main(void)
         TEST(corrupt_files_are_refused),
         TEST(damage_while_running_is_told),
         TEST(other_versions_and_programs_are_refused),
+        TEST(files_of_version_1_are_migrated),
         TEST(bad_places_are_told),
         TEST(unwritable_directory_is_told),
     };
