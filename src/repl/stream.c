@@ -183,7 +183,7 @@ void stream_leave(struct stream *s)
     timer_cancel(&s->reset_timer);
     s->state = STREAM_IDLE;
     s->opened = s->from_earliest = false;
-    if (s->task->o.wal->ops->forget)
+    if (s->task->state == RUN_RUNNING && s->task->o.wal->ops->forget) /* a task that stops needs it again */
         s->task->o.wal->ops->forget(s->task->o.wal, s->task->o.id, s->channel, NULL, NULL);
 }
 

@@ -194,7 +194,25 @@ static int w_decode(const uint8_t *id, size_t len, struct wal_pos *ret)
     memcpy(&ret->minor, id, 8);
     return 0;
 }
-static const struct wal_port_ops w_ops = {.open = w_open, .pause = w_pause, .resume = w_resume, .close = w_close,
+static unsigned n_forgotten;
+
+static void w_retain(struct wal_port *w, const char *owner, const char *topic, struct wal_pos from)
+{
+    (void)w;
+    (void)owner;
+    (void)topic;
+    (void)from;
+}
+static void w_forget(struct wal_port *w, const char *owner, const char *topic, wal_forget_fn done, void *arg)
+{
+    (void)w;
+    (void)owner;
+    (void)topic;
+    assert_null(done);
+    (void)arg;
+    n_forgotten++;
+}
+static const struct wal_port_ops w_ops = {.retain = w_retain, .forget = w_forget, .open = w_open, .pause = w_pause, .resume = w_resume, .close = w_close,
                                           .end = w_end, .end_cancel = w_end_cancel, .id_encode = w_encode,
                                           .id_decode = w_decode};
 static struct wal_port wal = {&w_ops, "fake", "sourceConfig.fake"};
@@ -2409,6 +2427,7 @@ static void test_stop_stores_everything(void **state)
     coll_create("a", 2, 0, true);
     write_tick();
     start_and_wait();
+    n_forgotten = 0;
     for (int round = 0; round < 5; round++) {
         for (int i = 0; i < 40; i++) {
             workload_step();
@@ -2421,6 +2440,7 @@ static void test_stop_stores_everything(void **state)
         for (size_t i = 0; i < n_st_ckpt; i++) /* nothing is in doubt after a clean stop */
             assert_int_equal(wal_pos_cmp(st_ckpt[i].sent, st_ckpt[i].done), 0);
         task_crash();
+        assert_int_equal(n_forgotten, 0); /* the queue keeps what a stopped task needs */
         task_make();
     }
     wait_equal();
