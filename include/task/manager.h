@@ -25,7 +25,8 @@ struct manager_deps {
     struct registry *registry;
     struct catalog *catalog;
     struct wal_port *wal;
-    const char *daemon_id; /* lease owner */
+    const char *daemon_id; /* lease owner: unique to this process where the registry is shared */
+    uint64_t lease_ms;     /* of a shared registry */
 };
 
 struct manager *manager_new(const struct manager_deps *d);
@@ -51,6 +52,9 @@ void manager_delete(struct manager *m, const char *task_id, manager_fn done, voi
 /* Drops the callbacks of calls made with arg (the client went away; the work goes on). */
 void manager_cancel(struct manager *m, void *arg);
 
+/* Reads the record of a task (NULL: all) before it is shown, when other daemons may have changed it; ready at once with
+ * an embedded registry. */
+void manager_refresh(struct manager *m, const char *task_id, manager_fn done, void *arg);
 /* A task object as get and list answer it (secrets masked), or NULL: unknown. New reference. */
 json_t *manager_task_json(struct manager *m, const char *task_id);
 /* Ids in order; *ret_n entries, borrowed until the next call into the manager. */
@@ -60,6 +64,8 @@ const char *const *manager_task_ids(struct manager *m, size_t *ret_n);
 typedef void (*manager_position_fn)(void *arg, const struct err *err, json_t *data /* borrowed */);
 void manager_positions(struct manager *m, const char *task_id, manager_position_fn done, void *arg);
 
+/* Why the registry cannot be reached, or NULL. */
+const char *manager_registry_trouble(struct manager *m);
 /* Updates the gauges (task counts and states) before a scrape. */
 void manager_update_metrics(struct manager *m);
 /* NULL: the registry is reachable and tasks are loaded; else why not ready. */

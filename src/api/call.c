@@ -71,10 +71,10 @@ static void call_log(const struct call *c, int code, const char *error, double m
 }
 
 /* Takes answer. */
-static void call_send(struct call *c, json_t *answer)
+static void call_send(struct call *c, int status, json_t *answer)
 {
     char *text = json_dumps(answer, JSON_COMPACT);
-    struct http_answer a = {.status = 200, .content_type = "application/json"};
+    struct http_answer a = {.status = status, .content_type = "application/json"};
     size_t len;
 
     json_decref(answer);
@@ -98,7 +98,7 @@ void call_ok(struct call *c, json_t *data)
     metric_observe_ms("milvus_cdc_request_latency", latency_help,
                       METRIC_LABELS({"request_type", c->type}), ms);
     call_log(c, 200, NULL, ms);
-    call_send(c, json_pack("{s:i, s:o}", "code", 200, "data", data ? data : json_object()));
+    call_send(c, 200, json_pack("{s:i, s:o}", "code", 200, "data", data ? data : json_object()));
 }
 
 void call_refuse(struct call *c, int code, const char *text, const char *status)
@@ -106,7 +106,8 @@ void call_refuse(struct call *c, int code, const char *text, const char *status)
     if (status)
         call_count(c, status);
     call_log(c, code, text, (double)(clock_mono_us() - c->start_us) / 1000.0);
-    call_send(c, json_pack("{s:i, s:o}", "code", code, "message", call_text(text)));
+    /* as the Go implementation: the status is in the body; but a load balancer must see that nothing can be told */
+    call_send(c, code == 503 ? 503 : 200, json_pack("{s:i, s:o}", "code", code, "message", call_text(text)));
 }
 
 void call_fail(struct call *c, int code, const char *text)

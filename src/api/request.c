@@ -15,7 +15,7 @@
 
 enum { MAX_ECHO = 64 }; /* bytes of an unknown request type that are shown */
 
-/* 400 is the client's fault, 500 all else (manager.h). */
+/* 400 is the client's fault, 503 the registry is away, 500 all else (manager.h). */
 static int api_code(const struct err *err)
 {
     switch (err->code) {
@@ -32,7 +32,9 @@ static int api_code(const struct err *err)
 
 static void fail_with(struct call *c, const struct err *err)
 {
-    call_fail(c, api_code(err), err->text);
+    int code = api_code(err);
+
+    call_fail(c, code == 500 && manager_registry_trouble(c->s->m) ? 503 : code, err->text);
 }
 
 static void decode_failed(struct call *c, const struct err *err)
@@ -158,13 +160,16 @@ static void do_resume(struct call *c, const json_t *data)
         manager_resume(c->s->m, c->task_id, on_done, c);
 }
 
-static void do_get(struct call *c, const json_t *data)
+static void on_get_refreshed(void *arg, const struct err *err)
 {
+    struct call *c = arg;
     json_t *task;
     char *text;
 
-    if (!need_id(c, data, id_only_fields))
+    if (err) {
+        fail_with(c, err);
         return;
+    }
     task = manager_task_json(c->s->m, c->task_id);
     if (task) {
         /* "Task" is what the documents of Milvus-CDC say, "task" what it sends. */
@@ -174,6 +179,12 @@ static void do_get(struct call *c, const json_t *data)
     text = xasprintf("not found: [%s]", c->task_id);
     call_fail(c, 400, text);
     free(text);
+}
+
+static void do_get(struct call *c, const json_t *data)
+{
+    if (need_id(c, data, id_only_fields))
+        manager_refresh(c->s->m, c->task_id, on_get_refreshed, c);
 }
 
 static json_t *no_positions(void)
@@ -199,14 +210,19 @@ static void do_position(struct call *c, const json_t *data)
 
 /* ---- the others */
 
-static void do_list(struct call *c, const json_t *data)
+static void on_list_refreshed(void *arg, const struct err *err)
 {
-    json_t *tasks = json_array();
+    struct call *c = arg;
+    json_t *tasks;
     const char *const *ids;
     char **copy;
     size_t n;
 
-    (void)data; /* list has no fields */
+    if (err) {
+        fail_with(c, err);
+        return;
+    }
+    tasks = json_array();
     ids = manager_task_ids(c->s->m, &n);
     copy = xcalloc(n + 1, sizeof(*copy));
     for (size_t i = 0; i < n; i++)
@@ -220,6 +236,12 @@ static void do_list(struct call *c, const json_t *data)
     }
     free(copy);
     call_ok(c, json_pack("{s:o}", "tasks", tasks));
+}
+
+static void do_list(struct call *c, const json_t *data)
+{
+    (void)data; /* list has no fields */
+    manager_refresh(c->s->m, NULL, on_list_refreshed, c);
 }
 
 static void do_maintenance(struct call *c, const json_t *data)

@@ -151,6 +151,29 @@ bool cleanup_has(const struct manager *m, const char *task_id)
     return false;
 }
 
+void cleanups_count(struct manager *m)
+{
+    const struct cleanup *c;
+    struct holding *h;
+
+    LIST_FOREACH(c, &m->cleanups, entry) {
+        h = holding_find(m, c->key);
+        if (h)
+            h->wanting++;
+    }
+}
+
+void cleanups_drop(struct manager *m, const char *target_key)
+{
+    struct cleanup *c, *tmp;
+
+    for (c = LIST_FIRST(&m->cleanups); c; c = tmp) {
+        tmp = LIST_NEXT(c, entry);
+        if (strcmp(c->key, target_key) == 0)
+            cleanup_free(c);
+    }
+}
+
 void cleanups_free(struct manager *m)
 {
     while (!LIST_EMPTY(&m->cleanups))

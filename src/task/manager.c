@@ -20,6 +20,7 @@
 
 #define START_LIMIT_MS 20000 /* a create is given up when the source does not answer for so long */
 #define STOP_LIMIT_MS 3000
+#define REASON_DELETED "deleted" /* of a record whose task is gone, but for what the source's queue keeps for it */
 /* SIGTERM: exit in 5 s, with up to 2.5 s in which the registry tries to write its last. */
 #define END_REQUESTS_MS 2000
 #define END_LIMIT_MS 2400
@@ -33,7 +34,7 @@ static const char *state_name(enum task_state s)
     return s == TASK_RUNNING ? "Running" : s == TASK_PAUSED ? "Paused" : "Initial";
 }
 
-static struct mtask *find(struct manager *m, const char *id)
+struct mtask *manager_find(struct manager *m, const char *id)
 {
     struct mtask *t = NULL;
 
@@ -49,7 +50,12 @@ static int by_id(struct mtask *a, struct mtask *b)
 
 static void start_timeout(void *arg);
 
-static struct mtask *mtask_new(struct manager *m, const char *id)
+void manager_sort_tasks(struct manager *m)
+{
+    HASH_SORT(m->tasks, by_id);
+}
+
+struct mtask *manager_add_task(struct manager *m, const char *id)
 {
     struct mtask *t = xcalloc(1, sizeof(*t));
 
@@ -60,17 +66,17 @@ static struct mtask *mtask_new(struct manager *m, const char *id)
     timer_init(&t->timer, m->d.loop, LOOP_PRIO_NORMAL, start_timeout, t);
     timer_init(&t->next, m->d.loop, LOOP_PRIO_HIGH, op_begin, t);
     HASH_ADD_KEYPTR(hh, m->tasks, t->id, strlen(t->id), t);
-    HASH_SORT(m->tasks, by_id);
     return t;
 }
 
-static void mtask_free(struct mtask *t)
+void manager_remove_task(struct mtask *t)
 {
     struct manager *m = t->m;
 
     runtime_release(t);
     target_probe_cancel(t->probe);
     m->d.registry->ops->cancel(m->d.registry, t);
+    mirror_cancel(m, t);
     while (!STAILQ_EMPTY(&t->ops)) {
         struct op *o = STAILQ_FIRST(&t->ops);
         STAILQ_REMOVE_HEAD(&t->ops, entry);
@@ -84,6 +90,8 @@ static void mtask_free(struct mtask *t)
     free(t->id);
     free(t->key);
     free(t->reason);
+    free(t->owner);
+    free(t->told);
     free(t);
 }
 
@@ -102,24 +110,31 @@ static struct op *op_add(struct mtask *t, enum op_kind kind, manager_fn fn, void
     return o;
 }
 
+struct op *manager_add_op(struct mtask *t, enum op_kind kind)
+{
+    return op_add(t, kind, NULL, NULL);
+}
+
 /* Ends the request at the head; gone: the task is removed. err NULL: success. */
 static void op_finish(struct mtask *t, const struct err *err, bool gone)
 {
     struct op *o = STAILQ_FIRST(&t->ops);
     struct manager *m = t->m;
     struct err not_found, copy; /* err may lie in the task, which may go */
+    char *key = xstrdup(t->key);
     STAILQ_HEAD(, op) rest = STAILQ_HEAD_INITIALIZER(rest);
 
     if (err) {
         copy = *err;
         err = &copy;
     }
+    t->forwarding = false;
     STAILQ_REMOVE_HEAD(&t->ops, entry);
     if (!gone && !STAILQ_EMPTY(&t->ops))
         timer_set(&t->next, 0);
     if (gone) {
         STAILQ_CONCAT(&rest, &t->ops);
-        mtask_free(t);
+        manager_remove_task(t);
     }
     if (o->fn)
         o->fn(o->arg, err);
@@ -132,6 +147,8 @@ static void op_finish(struct mtask *t, const struct err *err, bool gone)
             o->fn(o->arg, &not_found);
         free(o);
     }
+    group_leave_step(m, key);
+    free(key);
     if (m->stop)
         stop_step(m);
 }
@@ -325,20 +342,22 @@ static void new_task_id(char ret[33])
         snprintf(ret + 2 * i, 3, "%02x", raw[i]);
 }
 
-static int check_overlap(struct manager *m, struct task_spec *spec, const char *key, struct err *err)
+/* The target is held: its tasks here are all that there are. */
+static int check_overlap(struct mtask *self, struct err *err)
 {
-    for (struct mtask *t = m->tasks; t; t = t->hh.next) {
+    for (struct mtask *t = self->m->tasks; t; t = t->hh.next) {
         char *text;
-        if (!t->spec || strcmp(t->key, key) != 0)
+        if (t == self || !t->spec || !(t->stored || t->admitted) || strcmp(t->key, self->key) != 0)
             continue;
-        text = spec_overlap(spec, t->spec);
+        text = spec_overlap(self->spec, t->spec);
         if (text) {
             err_set(err, ERR_EXISTS, ERRC_USER, "%s (task %s)", text, t->id);
             free(text);
             return ERR_EXISTS;
         }
-        spec_add_exclusions(spec, t->spec);
+        spec_add_exclusions(self->spec, t->spec);
     }
+    self->admitted = true;
     return 0;
 }
 
@@ -377,13 +396,14 @@ static void answer(struct manager *m, manager_fn fn, void *arg, const struct err
     loop_defer(m->d.loop, answer_late, a);
 }
 
-void manager_create(struct manager *m, struct task_spec *spec, manager_fn done, void *arg)
+void manager_create_here(struct manager *m, struct task_spec *spec, manager_fn done, void *arg)
 {
     struct err err;
     struct mtask *t;
     char id[33], *key;
 
-    if (spec->task_id && find(m, spec->task_id)) {
+    err.code = ERR_OK;
+    if (spec->task_id && manager_find(m, spec->task_id)) {
         answer(m, done, arg, NULL);
         spec_free(spec);
         return;
@@ -400,8 +420,6 @@ void manager_create(struct manager *m, struct task_spec *spec, manager_fn done, 
         err_set(&err, ERR_STATE, ERRC_USER,
                 "task %s was deleted just now, and what the source's queue keeps for it is still being removed: try again",
                 spec->task_id);
-    else if (check_overlap(m, spec, key, &err) == 0)
-        err.code = ERR_OK;
     if (err.code) {
         answer(m, done, arg, &err);
         free(key);
@@ -412,7 +430,8 @@ void manager_create(struct manager *m, struct task_spec *spec, manager_fn done, 
         new_task_id(id);
         spec->task_id = xstrdup(id);
     }
-    t = mtask_new(m, spec->task_id);
+    t = manager_add_task(m, spec->task_id);
+    manager_sort_tasks(m);
     t->spec = spec;
     t->key = key;
     (void)op_add(t, OP_CREATE, done, arg);
@@ -467,6 +486,11 @@ void manager_on_fatal(void *arg, const struct err *err)
     struct err copy = *err; /* it lies in the runtime, which goes */
 
     err = &copy;
+    if (err->code == ERR_STALE && t->m->d.registry->shared) {
+        holding_find(t->m, t->key)->stale = true; /* the next beat makes sure, and ends all tasks of the target */
+        group_beat_soon(t->m);
+        return;
+    }
     if (head && head->kind == OP_CREATE && !t->storing_run) {
         create_fail(t, err);
         return;
@@ -556,7 +580,7 @@ static void on_delete_stopped(void *arg)
 
     runtime_release(t);
     if (t->m->d.wal->ops->forget)
-        r->ops->set_state(r, t->id, TASK_INITIAL, "deleted", t->m->d.daemon_id, holding_epoch(t->m, t->key),
+        r->ops->set_state(r, t->id, TASK_INITIAL, REASON_DELETED, t->m->d.daemon_id, holding_epoch(t->m, t->key),
                           on_delete_marked, t);
     else
         remove_record(t, on_removed);
@@ -580,21 +604,43 @@ static void refuse(struct mtask *t, const char *text)
     op_finish(t, &err, false);
 }
 
+static void begin_create(struct mtask *t)
+{
+    struct err err;
+
+    if (check_overlap(t, &err))
+        create_fail(t, &err);
+    else
+        probe(t, on_create_probed);
+}
+
+static void on_leave_stopped(void *arg)
+{
+    struct mtask *t = arg;
+
+    runtime_release(t);
+    op_finish(t, NULL, false);
+}
+
+/* False: the request waits for the target's lease. */
+static bool lease_ready(struct mtask *t, const struct op *o)
+{
+    t->holding = !holding_ready(t->m, t->key) && o->kind != OP_LEAVE;
+    if (t->holding)
+        holding_claim(t->m, t->key);
+    return !t->holding;
+}
+
 static void op_begin(void *arg)
 {
     struct mtask *t = arg;
     struct op *o = STAILQ_FIRST(&t->ops);
 
-    if (!o)
+    if (!o || !lease_ready(t, o))
         return;
-    t->holding = holding_epoch(t->m, t->key) == 0;
-    if (t->holding) {
-        holding_claim(t->m, t->key);
-        return;
-    }
     switch (o->kind) {
     case OP_CREATE:
-        probe(t, on_create_probed);
+        begin_create(t);
         return;
     case OP_PAUSE:
         if (t->state == TASK_PAUSED)
@@ -622,6 +668,44 @@ static void op_begin(void *arg)
     case OP_LOAD:
         load_task(t);
         return;
+    case OP_LEAVE:
+        stop_run(t, on_leave_stopped);
+        return;
+    }
+}
+
+/* ---- targets that are taken, lost, handed over --------------------------------------------------------------- */
+
+/* Somebody else has the target: he does it. */
+static void forward(struct mtask *t)
+{
+    const struct op *o = STAILQ_FIRST(&t->ops);
+
+    if (o->fn && o->kind <= OP_DELETE) {
+        t->forwarding = true;
+        remote_forward(t);
+    } else {
+        op_finish(t, NULL, false);
+    }
+}
+
+static void on_forward_refreshed(void *arg, const struct err *err)
+{
+    (void)err; /* it was done: what is shown is read again for the next request */
+    op_finish(arg, NULL, false);
+}
+
+void manager_on_forwarded(struct mtask *t, const struct err *err)
+{
+    enum op_kind kind = STAILQ_FIRST(&t->ops)->kind;
+
+    if (err) {
+        op_finish(t, err, kind == OP_CREATE);
+    } else if (kind == OP_DELETE) {
+        op_finish(t, NULL, true);
+    } else {
+        t->stored = true;
+        mirror_refresh(t->m, t->id, on_forward_refreshed, t);
     }
 }
 
@@ -631,11 +715,18 @@ void manager_on_held(struct manager *m, const char *target_key, const struct err
     struct mtask *t, *tmp;
 
     HASH_ITER(hh, m->tasks, t, tmp) {
-        if (!t->holding || strcmp(t->key, target_key) != 0)
+        if (strcmp(t->key, target_key) != 0 || !(t->holding || (t->forwarding && !err)))
             continue;
+        if (t->forwarding) { /* the owner is gone, and we are the next one */
+            m->d.registry->ops->cancel(m->d.registry, t);
+            mirror_cancel(m, t);
+            t->forwarding = false;
+        }
         t->holding = false;
         if (!err)
             timer_set(&t->next, 0);
+        else if (m->d.registry->shared && err->code == ERR_STATE)
+            forward(t);
         else if (STAILQ_FIRST(&t->ops)->kind == OP_CREATE)
             create_fail(t, err);
         else
@@ -643,46 +734,224 @@ void manager_on_held(struct manager *m, const char *target_key, const struct err
     }
 }
 
-static struct op *request(struct manager *m, const char *task_id, enum op_kind kind, manager_fn done, void *arg)
+void manager_on_released(struct manager *m, const char *target_key)
 {
-    struct mtask *t = find(m, task_id);
+    for (struct mtask *t = m->tasks; t; t = t->hh.next)
+        if (t->holding && strcmp(t->key, target_key) == 0)
+            timer_set(&t->next, 0);
+}
+
+/* Requests of users that have not begun stay, and go to the new owner. */
+static void drop_ops(struct mtask *t)
+{
+    struct op *o, *next, *head = t->holding ? NULL : STAILQ_FIRST(&t->ops);
     struct err err;
 
-    if (t)
-        return op_add(t, kind, done, arg);
+    for (o = STAILQ_FIRST(&t->ops); o; o = next) {
+        next = STAILQ_NEXT(o, entry);
+        if (o->fn)
+            continue;
+        STAILQ_REMOVE(&t->ops, o, op, entry);
+        head = o == head ? NULL : head;
+        free(o);
+    }
+    if (head) {
+        err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "another daemon took the task over meanwhile: try again");
+        op_finish(t, &err, head->kind == OP_CREATE);
+    } else if (!STAILQ_EMPTY(&t->ops)) {
+        t->holding = true;
+    }
+}
+
+void manager_drop_target(struct manager *m, const char *target_key)
+{
+    struct mtask *t, *tmp;
+
+    cleanups_drop(m, target_key);
+    HASH_ITER(hh, m->tasks, t, tmp) {
+        if (strcmp(t->key, target_key) != 0)
+            continue;
+        target_probe_cancel(t->probe);
+        t->probe = NULL;
+        m->d.registry->ops->cancel(m->d.registry, t);
+        timer_cancel(&t->timer);
+        runtime_release(t);
+        t->storing_run = t->stop_begun = false;
+        xfree(&t->told);
+        drop_ops(t);
+    }
+}
+
+void manager_leave_target(struct manager *m, const char *target_key)
+{
+    cleanups_drop(m, target_key);
+    for (struct mtask *t = m->tasks; t; t = t->hh.next)
+        if ((t->run || t->keeping) && strcmp(t->key, target_key) == 0) {
+            xfree(&t->told);
+            op_add(t, OP_LEAVE, NULL, NULL);
+        }
+}
+
+static bool is_busy(const struct mtask *t)
+{
+    return t->run || t->keeping || (!STAILQ_EMPTY(&t->ops) && !t->holding);
+}
+
+bool manager_target_busy(const struct manager *m, const char *target_key)
+{
+    for (const struct mtask *t = m->tasks; t; t = t->hh.next)
+        if (is_busy(t) && strcmp(t->key, target_key) == 0)
+            return true;
+    return false;
+}
+
+void manager_count_targets(struct manager *m)
+{
+    struct holding *h, *tmp;
+
+    HASH_ITER(hh, m->holdings, h, tmp)
+        h->wanting = h->busy = 0;
+    for (const struct mtask *t = m->tasks; t; t = t->hh.next) {
+        h = holding_find(m, t->key);
+        if (!h)
+            continue;
+        h->busy += is_busy(t);
+        h->wanting += t->state != TASK_PAUSED || (t->spec && t->spec->keep_queryable);
+    }
+    cleanups_count(m);
+}
+
+void manager_request_here(struct manager *m, const char *task_id, enum op_kind kind, bool accept_gap, manager_fn done,
+                          void *arg)
+{
+    struct mtask *t = manager_find(m, task_id);
+    struct err err;
+
+    if (t) {
+        op_add(t, kind, done, arg)->accept_gap = accept_gap;
+        return;
+    }
     err_set(&err, ERR_NOT_FOUND, ERRC_USER, "not found the task, task_id: %s", task_id ? task_id : "");
     answer(m, done, arg, &err);
-    return NULL;
+}
+
+/* ---- requests of users: in a shared registry what others did is read first ----------------------------------------- */
+
+struct pending {
+    LIST_ENTRY(pending) entry;
+    struct manager *m;
+    enum op_kind kind;
+    char *task_id;          /* NULL: create */
+    struct task_spec *spec; /* create */
+    bool accept_gap;
+    manager_fn done;
+    void *arg;
+};
+
+static void pending_free(struct pending *p)
+{
+    mirror_cancel(p->m, p);
+    LIST_REMOVE(p, entry);
+    spec_free(p->spec);
+    free(p->task_id);
+    free(p);
+}
+
+static void on_pending_refreshed(void *arg, const struct err *err)
+{
+    struct pending *p = arg;
+    struct manager *m = p->m;
+    manager_fn done = p->done;
+    void *done_arg = p->arg;
+
+    if (err && done)
+        done(done_arg, err);
+    else if (p->kind == OP_CREATE && !err)
+        manager_create_here(m, p->spec, done, done_arg);
+    else if (!err)
+        manager_request_here(m, p->task_id, p->kind, p->accept_gap, done, done_arg);
+    if (!err)
+        p->spec = NULL;
+    pending_free(p);
+}
+
+static struct pending *pending_new(struct manager *m, enum op_kind kind, const char *task_id, manager_fn done, void *arg)
+{
+    struct pending *p = xcalloc(1, sizeof(*p));
+
+    p->m = m;
+    p->kind = kind;
+    p->task_id = xstrdup(task_id);
+    p->done = done;
+    p->arg = arg;
+    LIST_INSERT_HEAD(&m->pendings, p, entry);
+    return p;
+}
+
+static void request(struct manager *m, const char *task_id, enum op_kind kind, bool accept_gap, manager_fn done, void *arg)
+{
+    if (!m->d.registry->shared) {
+        manager_request_here(m, task_id, kind, accept_gap, done, arg);
+        return;
+    }
+    pending_new(m, kind, task_id, done, arg)->accept_gap = accept_gap;
+    mirror_refresh(m, task_id, on_pending_refreshed, LIST_FIRST(&m->pendings));
+}
+
+void manager_create(struct manager *m, struct task_spec *spec, manager_fn done, void *arg)
+{
+    char id[33];
+
+    if (!spec->task_id) { /* the caller reads it before the answer */
+        new_task_id(id);
+        spec->task_id = xstrdup(id);
+    }
+    if (!m->d.registry->shared) {
+        manager_create_here(m, spec, done, arg);
+        return;
+    }
+    pending_new(m, OP_CREATE, NULL, done, arg)->spec = spec;
+    mirror_refresh(m, NULL, on_pending_refreshed, LIST_FIRST(&m->pendings));
 }
 
 void manager_pause(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
-    (void)request(m, task_id, OP_PAUSE, done, arg);
+    request(m, task_id, OP_PAUSE, false, done, arg);
 }
 
 void manager_resume(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
-    (void)request(m, task_id, OP_RESUME, done, arg);
+    request(m, task_id, OP_RESUME, false, done, arg);
 }
 
 void manager_resume_over_gap(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
-    struct op *o = request(m, task_id, OP_RESUME, done, arg);
-
-    if (o)
-        o->accept_gap = true;
+    request(m, task_id, OP_RESUME, true, done, arg);
 }
 
 void manager_delete(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
-    (void)request(m, task_id, OP_DELETE, done, arg);
+    request(m, task_id, OP_DELETE, false, done, arg);
+}
+
+void manager_refresh(struct manager *m, const char *task_id, manager_fn done, void *arg)
+{
+    if (m->d.registry->shared)
+        mirror_refresh(m, task_id, done, arg);
+    else
+        answer(m, done, arg, NULL);
 }
 
 void manager_cancel(struct manager *m, void *arg)
 {
     struct op *o;
     struct late_answer *a;
+    struct pending *p;
 
+    mirror_cancel(m, arg);
+    LIST_FOREACH(p, &m->pendings, entry)
+        if (p->arg == arg)
+            p->done = NULL;
     LIST_FOREACH(a, &m->late, entry)
         if (a->arg == arg)
             a->fn = NULL;
@@ -705,35 +974,15 @@ struct manager *manager_new(const struct manager_deps *d)
     return m;
 }
 
-static void load_one(struct manager *m, const struct reg_task *r)
-{
-    struct mtask *t = mtask_new(m, r->id);
-    struct err err;
-    bool changed;
-
-    t->stored = true;
-    t->key = xstrdup(r->target_key);
-    t->state = r->state;
-    free(t->reason);
-    t->reason = xstrdup(r->reason);
-    t->spec = spec_from_store(r->id, r->spec_json, &err);
-    if (!t->spec)
-        set_state(t, TASK_PAUSED, err.text);
-    changed = t->spec && t->spec->disable_auto_start && t->state == TASK_RUNNING;
-    if (changed)
-        set_state(t, TASK_PAUSED, "the task is disabled auto start");
-    op_add(t, r->state == TASK_INITIAL ? OP_DELETE : OP_LOAD, NULL, NULL)->changed = changed;
-}
-
-static void on_listed(void *arg, const struct err *err, const struct reg_task *tasks, size_t n)
+static void on_loaded(void *arg, const struct err *err)
 {
     struct manager *m = arg;
 
     if (!err) {
-        for (size_t i = 0; i < n; i++)
-            load_one(m, &tasks[i]);
         m->loaded = true;
-        log_info("task", "tasks loaded", KU("tasks", n));
+        log_info("task", "tasks loaded", KU("tasks", HASH_COUNT(m->tasks)));
+        if (m->d.registry->shared)
+            group_start(m);
     }
     if (m->ready)
         m->ready(m->ready_arg, err);
@@ -743,7 +992,7 @@ void manager_start(struct manager *m, reg_done_fn ready, void *arg)
 {
     m->ready = ready;
     m->ready_arg = arg;
-    m->d.registry->ops->list(m->d.registry, NULL, on_listed, m);
+    mirror_load(m, on_loaded, m);
 }
 
 static void on_stop_one(void *arg)
@@ -757,6 +1006,7 @@ static void on_stop_one(void *arg)
 static void stop_over(struct manager *m)
 {
     timer_cancel(&m->end_timer);
+    m->leaving = true;
     if (m->stopped)
         loop_defer(m->d.loop, m->stopped, m->stopped_arg);
     m->stopped = NULL;
@@ -774,7 +1024,12 @@ static void stop_step(struct manager *m)
         t->stop_begun = true;
         repl_task_stop(t->run, END_REQUESTS_MS, on_stop_one, t);
     }
-    if (!busy)
+    if (busy || m->leaving)
+        return;
+    m->leaving = true;
+    if (m->group.m)
+        group_leave(m, stop_over);
+    else
         stop_over(m);
 }
 
@@ -804,8 +1059,11 @@ void manager_free(struct manager *m)
     if (!m)
         return;
     m->d.registry->ops->cancel(m->d.registry, m);
+    group_free(m);
     positions_free(m);
     cleanups_free(m);
+    while (!LIST_EMPTY(&m->pendings))
+        pending_free(LIST_FIRST(&m->pendings));
     timer_release(&m->end_timer);
     m->stop = false;
     while ((a = LIST_FIRST(&m->late))) {
@@ -814,7 +1072,9 @@ void manager_free(struct manager *m)
         a->fn = NULL;
     }
     HASH_ITER(hh, m->tasks, t, tmp)
-        mtask_free(t);
+        manager_remove_task(t);
+    remotes_free(m);
+    mirror_free(m);
     holdings_free(m);
     free(m->ids);
     free(m);
@@ -822,13 +1082,32 @@ void manager_free(struct manager *m)
 
 /* ---- answers ------------------------------------------------------------------------------------------------------------------ */
 
+static bool is_shown(const struct mtask *t)
+{
+    return t->stored ? t->state != TASK_INITIAL || strcmp(t->reason, REASON_DELETED) != 0 : t->state != TASK_INITIAL;
+}
+
+/* Who runs it, and since when; "" for nobody. */
+static void set_owner(json_t *o, const struct mtask *t)
+{
+    const struct holding *h = holding_find(t->m, t->key);
+    bool ours = h && h->epoch;
+    const char *owner = ours ? t->m->d.daemon_id : t->owner ? t->owner : "";
+
+    json_object_set_new(o, "owner", json_string(owner));
+    if (!*owner)
+        return;
+    json_object_set_new(o, "epoch", json_integer((json_int_t)(ours ? h->epoch : t->epoch)));
+    json_object_set_new(o, "owner_since_ms", json_integer(ours ? h->since_ms : t->since_ms));
+}
+
 json_t *manager_task_json(struct manager *m, const char *task_id)
 {
-    struct mtask *t = find(m, task_id);
+    struct mtask *t = manager_find(m, task_id);
     const char *trouble;
     json_t *o;
 
-    if (!t || (t->state == TASK_INITIAL && !t->stored))
+    if (!t || !is_shown(t))
         return NULL;
     o = t->spec ? spec_public_json(t->spec) : json_object();
     trouble = t->run && !*t->reason ? repl_task_trouble(t->run) : NULL;
@@ -836,6 +1115,7 @@ json_t *manager_task_json(struct manager *m, const char *task_id)
     json_object_set_new(o, "state", json_string(state_name(t->state)));
     if (*t->reason || trouble)
         json_object_set_new(o, "reason", json_string(trouble ? trouble : t->reason));
+    set_owner(o, t);
     return o;
 }
 
@@ -869,9 +1149,14 @@ void manager_update_metrics(struct manager *m)
         (double)m->budget.used;
 }
 
+const char *manager_registry_trouble(struct manager *m)
+{
+    return m->d.registry->ops->trouble(m->d.registry);
+}
+
 const char *manager_not_ready(struct manager *m)
 {
-    const char *why = m->d.registry->ops->trouble(m->d.registry);
+    const char *why = manager_registry_trouble(m);
 
     if (why)
         return why;

@@ -16,13 +16,13 @@
 struct position_req {
     LIST_ENTRY(position_req) entry;
     struct manager *m;
+    char *task_id; /* NULL or "": all */
     manager_position_fn done;
     void *arg;
     char **ids;
     size_t n, next;
     json_t *positions, *op_positions, *target_positions;
     struct store *store; /* being loaded from */
-    struct timer begin;
 };
 
 /* base64 of MsgPosition{channel_name 1, msgID 2, timestamp 4}: with the time it can be given back in create. */
@@ -76,6 +76,7 @@ static json_t *null_when_empty(json_t *a)
 
 static void req_free(struct position_req *r)
 {
+    manager_cancel(r->m, r); /* the refresh */
     if (r->store) {
         r->store->ops->cancel(r->store, r);
         r->m->d.registry->ops->store_free(r->store);
@@ -86,7 +87,7 @@ static void req_free(struct position_req *r)
     json_decref(r->positions);
     json_decref(r->op_positions);
     json_decref(r->target_positions);
-    timer_release(&r->begin);
+    free(r->task_id);
     LIST_REMOVE(r, entry);
     free(r);
 }
@@ -141,30 +142,37 @@ static void req_step(struct position_req *r)
     req_end(r, NULL);
 }
 
-static void on_begin(void *arg)
+static void on_refreshed(void *arg, const struct err *err)
 {
-    req_step(arg);
+    struct position_req *r = arg;
+    size_t n;
+    const char *const *ids;
+
+    if (err) {
+        req_end(r, err);
+        return;
+    }
+    ids = manager_task_ids(r->m, &n);
+    r->ids = xcalloc(n ? n : 1, sizeof(*r->ids));
+    for (size_t i = 0; i < n; i++)
+        if (!r->task_id || !*r->task_id || strcmp(r->task_id, ids[i]) == 0)
+            r->ids[r->n++] = xstrdup(ids[i]);
+    req_step(r);
 }
 
 void manager_positions(struct manager *m, const char *task_id, manager_position_fn done, void *arg)
 {
     struct position_req *r = xcalloc(1, sizeof(*r));
-    size_t n;
-    const char *const *ids = manager_task_ids(m, &n);
 
     r->m = m;
+    r->task_id = xstrdup(task_id);
     r->done = done;
     r->arg = arg;
     r->positions = json_array();
     r->op_positions = json_array();
     r->target_positions = json_array();
-    r->ids = xcalloc(n ? n : 1, sizeof(*r->ids));
-    for (size_t i = 0; i < n; i++)
-        if (!task_id || !*task_id || strcmp(task_id, ids[i]) == 0)
-            r->ids[r->n++] = xstrdup(ids[i]);
     LIST_INSERT_HEAD(&m->position_reqs, r, entry);
-    timer_init(&r->begin, m->d.loop, LOOP_PRIO_HIGH, on_begin, r);
-    timer_set(&r->begin, 0);
+    manager_refresh(m, task_id && *task_id ? task_id : NULL, on_refreshed, r);
 }
 
 void position_cancel(struct manager *m, void *arg)

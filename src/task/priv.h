@@ -6,6 +6,7 @@
 #include <sys/queue.h>
 #include <uthash.h>
 
+#include "base/fence.h"
 #include "loop/loop.h"
 #include "milvus/target.h"
 #include "repl/hub.h"
@@ -23,7 +24,7 @@ struct endpoint {
     struct repl_hub *hub;
 };
 
-enum op_kind { OP_CREATE, OP_PAUSE, OP_RESUME, OP_DELETE, OP_FAIL /* paused by an error */, OP_LOAD };
+enum op_kind { OP_CREATE, OP_PAUSE, OP_RESUME, OP_DELETE, OP_FAIL /* paused by an error */, OP_LOAD, OP_LEAVE /* the target is handed over */ };
 
 /* A request for one task; those of one task run one after another. */
 struct op {
@@ -36,12 +37,34 @@ struct op {
     bool changed;    /* OP_LOAD: the record does not have our state yet */
 };
 
-/* A target whose lease this daemon holds or asks for; from its first task to the end of the daemon. */
+enum hold_state { HOLD_CLAIMING, HOLD_LOADING, HOLD_HELD, HOLD_LEAVING };
+
+/* A target whose lease this daemon holds or asks for. */
 struct holding {
     UT_hash_handle hh;
     struct manager *m;
     char *key;
+    enum hold_state state;
     uint64_t epoch; /* 0: asked for just now */
+    int64_t since_ms;
+    struct fence fence;   /* of everything that sends to the target */
+    uint64_t asked_ms;    /* clock_boot_ms() before the call that took it: what was asked earlier says nothing of it */
+    uint64_t beat_number; /* of the last beat that found it */
+    bool lapsed;          /* the fence has closed, and that was told */
+    bool stale;           /* the registry refused a write: somebody else has it */
+    bool releasing;
+    size_t wanting, busy; /* tasks, counted by manager_count_targets() */
+};
+
+/* group.c: this daemon among those that share the registry. m NULL: the registry is not shared. */
+struct group {
+    struct manager *m;
+    struct timer beat_timer, load_timer, lapse_timer, tell_timer;
+    bool beating, again, left;
+    uint64_t asked_ms, number; /* of the beat under way, the last one */
+    bool loading, load_again;
+    uint64_t load_asked_ms;
+    void (*left_done)(struct manager *m);
 };
 
 /* A task as this daemon knows it. */
@@ -54,6 +77,13 @@ struct mtask {
     char *reason;
     bool stored;            /* the registry has it */
     bool holding;           /* its op waits for the lease */
+    bool forwarding;        /* its op is with the owner, or was */
+    bool admitted;          /* a create that may conflict with others: it came first */
+    char *owner;            /* of a task that is not ours, as the record says; NULL: not known */
+    uint64_t epoch;
+    int64_t since_ms;
+    uint64_t seen;          /* the last list that had it */
+    char *told;             /* what the others know of its trouble */
     STAILQ_HEAD(, op) ops;  /* the first one is under way */
     struct target_probe *probe;
     struct store *store;
@@ -74,6 +104,9 @@ struct manager {
     struct mtask *tasks;
     struct endpoint *endpoints;
     struct holding *holdings;
+    struct group group;
+    uint64_t list_number;
+    bool leaving;
     struct repl_budget budget;
     const char **ids;
     bool loaded;
@@ -84,6 +117,9 @@ struct manager {
     bool stop;
     struct timer end_timer; /* limit of the whole stop */
     LIST_HEAD(, late_answer) late;
+    LIST_HEAD(, pending) pendings;
+    LIST_HEAD(, refresh) refreshes;
+    LIST_HEAD(, remote_call) remote_calls;
     LIST_HEAD(, position_req) position_reqs;
     LIST_HEAD(, cleanup) cleanups;
 };
@@ -101,20 +137,69 @@ void runtime_release(struct mtask *t);
 /* "host:port" of a target. Caller frees. NULL: not a uri. */
 char *runtime_key(const struct task_spec *s);
 void runtime_target_options(const struct task_spec *s, struct target_options *ret);
+/* Loses the connections to a target whose fence has closed. */
+void runtime_cut(struct manager *m, const char *target_key);
 /* holding.c */
+struct holding *holding_find(const struct manager *m, const char *target_key);
 /* The epoch of the target's lease; 0: not held. */
 uint64_t holding_epoch(const struct manager *m, const char *target_key);
-/* Asks for the lease; manager_on_held() tells. Nothing when that is under way already. */
+/* Held, its tasks are known, and it is not being handed over. */
+bool holding_ready(const struct manager *m, const char *target_key);
+struct holding *holding_new(struct manager *m, const char *target_key, enum hold_state state);
+void holding_extend(struct holding *h, uint64_t asked_ms);
+void holding_free(struct holding *h);
+/* Asks for the lease; manager_on_held() tells. Nothing when there is one, in whatever state. */
 void holding_claim(struct manager *m, const char *target_key);
 void holdings_free(struct manager *m);
+/* group.c */
+void group_start(struct manager *m);
+/* Gives all leases back, then done. */
+void group_leave(struct manager *m, void (*done)(struct manager *m));
+void group_on_claimed(struct manager *m);
+void group_leave_step(struct manager *m, const char *target_key);
+void group_beat_soon(struct manager *m);
+void group_free(struct manager *m);
+/* mirror.c: reads the record of a task (NULL: all), then done. */
+void mirror_refresh(struct manager *m, const char *task_id, manager_fn done, void *arg);
+/* The same; tasks of targets that were claimed before it, or of an embedded registry all, go on here. */
+void mirror_load(struct manager *m, manager_fn done, void *arg);
+void mirror_cancel(struct manager *m, void *arg);
+void mirror_free(struct manager *m);
+/* remote.c: sends the request at the head to the owner; manager_on_forwarded() gets the answer. */
+void remote_forward(struct mtask *t);
+void remote_execute(struct manager *m, const struct reg_request *q);
+void remotes_free(struct manager *m);
 /* position.c */
 void position_cancel(struct manager *m, void *arg);
 void positions_free(struct manager *m);
 /* cleanup.c: removes what the source's queue keeps for a deleted task, then its record. */
 void cleanup_start(struct manager *m, const char *task_id, const char *target_key);
 bool cleanup_has(const struct manager *m, const char *task_id);
+/* Adds them to the wanting of their holdings. */
+void cleanups_count(struct manager *m);
+/* The target is somebody else's now: he goes on. */
+void cleanups_drop(struct manager *m, const char *target_key);
 void cleanups_free(struct manager *m);
 /* manager.c: the runtime stopped by itself; an answer about a target's lease (err NULL: held). */
 void manager_on_fatal(void *arg, const struct err *err);
 void manager_on_held(struct manager *m, const char *target_key, const struct err *err);
+/* The lease is gone, given back or lost: what waited for it goes on by asking for it again. */
+void manager_on_released(struct manager *m, const char *target_key);
+/* Ends all that is done for tasks of the target here, at once. */
+void manager_drop_target(struct manager *m, const char *target_key);
+/* Stops its tasks in order; each end calls group_leave_step(). */
+void manager_leave_target(struct manager *m, const char *target_key);
+bool manager_target_busy(const struct manager *m, const char *target_key);
+/* Fills wanting and busy of all holdings. */
+void manager_count_targets(struct manager *m);
+void manager_on_forwarded(struct mtask *t, const struct err *err);
+/* As manager_create() and the others, for a request that came from another daemon. */
+void manager_create_here(struct manager *m, struct task_spec *spec, manager_fn done, void *arg);
+void manager_request_here(struct manager *m, const char *task_id, enum op_kind kind, bool accept_gap, manager_fn done,
+                          void *arg);
+struct mtask *manager_find(struct manager *m, const char *id);
+struct mtask *manager_add_task(struct manager *m, const char *id);
+void manager_remove_task(struct mtask *t);
+void manager_sort_tasks(struct manager *m);
+struct op *manager_add_op(struct mtask *t, enum op_kind kind);
 #endif

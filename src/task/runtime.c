@@ -106,6 +106,7 @@ static struct endpoint *endpoint_get(struct mtask *t, struct err *err)
         return e;
     }
     runtime_target_options(t->spec, &o);
+    o.fence = &holding_find(m, t->key)->fence;
     sink = target_open(m->d.loop, &o, err);
     if (!sink)
         return NULL;
@@ -160,6 +161,7 @@ static int open_sink(struct mtask *t, struct err *err)
         return err->code;
     login = login_text(t->spec);
     runtime_target_options(t->spec, &o);
+    o.fence = &holding_find(t->m, t->key)->fence;
     if (strcmp(login, t->endpoint->login) != 0 && !(t->own_sink = target_open(t->m->d.loop, &o, err))) {
         login_free(login);
         return err->code;
@@ -229,6 +231,18 @@ void runtime_keep(struct mtask *t)
     }
     t->keeping = true;
     t->store->ops->load(t->store, t->id, on_keep_loaded, t);
+}
+
+void runtime_cut(struct manager *m, const char *target_key)
+{
+    struct endpoint *e;
+
+    HASH_FIND_STR(m->endpoints, target_key, e);
+    if (e)
+        target_cut(e->sink);
+    for (struct mtask *t = m->tasks; t; t = t->hh.next)
+        if (t->own_sink && strcmp(t->key, target_key) == 0)
+            target_cut(t->own_sink);
 }
 
 void runtime_release(struct mtask *t)

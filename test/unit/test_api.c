@@ -36,7 +36,7 @@ struct manager {
     bool hold;       /* answers wait for release() */
     struct err fail; /* code 0: success */
     char last[300];  /* the last call */
-    const char *not_ready;
+    const char *not_ready, *trouble;
     unsigned cancels, updates;
     manager_fn fn; /* the open call */
     manager_position_fn position_fn;
@@ -141,6 +141,34 @@ const char *const *manager_task_ids(struct manager *m, size_t *ret_n)
 void manager_update_metrics(struct manager *m)
 {
     m->updates++;
+}
+
+struct refresh {
+    struct manager *m;
+    manager_fn fn;
+    void *arg;
+};
+
+static void answer_refresh(void *arg)
+{
+    struct refresh *f = arg;
+
+    f->fn(f->arg, f->m->fail.code ? &f->m->fail : NULL);
+    free(f);
+}
+
+void manager_refresh(struct manager *m, const char *task_id, manager_fn done, void *arg)
+{
+    struct refresh *f = xcalloc(1, sizeof(*f));
+
+    (void)task_id;
+    *f = (struct refresh){m, done, arg};
+    loop_defer(m->loop, answer_refresh, f);
+}
+
+const char *manager_registry_trouble(struct manager *m)
+{
+    return m->trouble;
 }
 
 const char *manager_not_ready(struct manager *m)
