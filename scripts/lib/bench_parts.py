@@ -24,15 +24,17 @@ QUIET_PERCENT = 25  # a source that compacts and indexes takes a core from what 
 class Sink(Process):
     """The stand-in target: it counts and acknowledges."""
 
-    def __init__(self, folder, delay_ms=0, channels=16):
+    def __init__(self, folder, delay_ms=0, channels=16, listen="127.0.0.1", host="127.0.0.1", record=False):
         super().__init__("sinkd", folder)
         self.port, self.stats_port, self.delay_ms, self.channels = free_port(), free_port(), delay_ms, channels
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.listen, self.requests = listen, self.dir / "requests.log" if record else None
+        self.uri = f"http://{host}:{self.port}"
         self.stats_url = f"http://127.0.0.1:{self.stats_port}"
 
     def start(self):
         self._spawn([ROOT / "build" / "tools" / "sinkd", "--port", self.port, "--stats-port", self.stats_port,
-                     "--delay-ms", self.delay_ms, "--channels", self.channels])
+                     "--delay-ms", self.delay_ms, "--channels", self.channels, "--listen", self.listen,
+                     *(["--log", self.requests] if self.requests else [])])
         self._wait_ready(self.stats, 10)
         return self
 

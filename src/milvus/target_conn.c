@@ -114,6 +114,8 @@ struct grpc_client *target_connect(struct loop *l, const struct target_options *
     client = grpc_client_new(l, &g, err);
     if (client) {
         set_login(client, o->token);
+        if (o->agent)
+            grpc_client_set_header(client, "user-agent", o->agent);
         *ret_address = xasprintf(strchr(host, ':') ? "[%s]:%u" : "%s:%u", host, (unsigned)g.port);
     }
     free(host);

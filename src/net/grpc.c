@@ -182,7 +182,8 @@ static void nv_fill(struct nv_list *l, const struct grpc_call *call, char *timeo
         nv_add(l, "grpc-timeout", timeout);
     }
     nv_add(l, "content-type", "application/grpc"); /* exactly: milvus 2.3 port multiplexer */
-    nv_add(l, "user-agent", "milvus-cdc/" MILVUS_CDC_VERSION);
+    if (!headers_have(&c->headers, "user-agent"))
+        nv_add(l, "user-agent", "milvus-cdc/" MILVUS_CDC_VERSION);
     LIST_FOREACH (h, &c->headers, next)
         if (!headers_have(&call->headers, h->key))
             nv_add(l, h->key, h->value);

@@ -51,6 +51,7 @@ void holding_free(struct holding *h)
     HASH_DEL(h->m->holdings, h);
     h->m->d.registry->ops->cancel(h->m->d.registry, h);
     free(h->key);
+    free(h->agent);
     free(h);
 }
 

@@ -47,6 +47,7 @@ struct holding {
     enum hold_state state;
     uint64_t epoch; /* 0: asked for just now */
     int64_t since_ms;
+    char *agent;          /* how it calls itself to the target, with the epoch; NULL: not opened yet */
     struct fence fence;   /* of everything that sends to the target */
     uint64_t asked_ms;    /* clock_boot_ms() before the call that took it: what was asked earlier says nothing of it */
     uint64_t beat_number; /* of the last beat that found it */

@@ -1,6 +1,7 @@
 /*
  * runtime.c - what a running task needs: lease, store, the shared target, the replication itself.
  */
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -72,6 +73,15 @@ void runtime_target_options(const struct task_spec *s, struct target_options *re
                                    .ignore_partition = s->ignore_partition};
 }
 
+/* Who sends, and until when he may. */
+static void set_holder(struct target_options *o, const struct manager *m, struct holding *h)
+{
+    if (!h->agent)
+        h->agent = xasprintf("milvus-cdc/" MILVUS_CDC_VERSION " (%s; epoch %" PRIu64 ")", m->d.daemon_id, h->epoch);
+    o->agent = h->agent;
+    o->fence = &h->fence;
+}
+
 static char *login_text(const struct task_spec *s)
 {
     const char *const parts[] = {s->token, s->server_name, s->ca_path, s->cert_path, s->key_path};
@@ -106,7 +116,7 @@ static struct endpoint *endpoint_get(struct mtask *t, struct err *err)
         return e;
     }
     runtime_target_options(t->spec, &o);
-    o.fence = &holding_find(m, t->key)->fence;
+    set_holder(&o, m, holding_find(m, t->key));
     sink = target_open(m->d.loop, &o, err);
     if (!sink)
         return NULL;
@@ -161,7 +171,7 @@ static int open_sink(struct mtask *t, struct err *err)
         return err->code;
     login = login_text(t->spec);
     runtime_target_options(t->spec, &o);
-    o.fence = &holding_find(t->m, t->key)->fence;
+    set_holder(&o, t->m, holding_find(t->m, t->key));
     if (strcmp(login, t->endpoint->login) != 0 && !(t->own_sink = target_open(t->m->d.loop, &o, err))) {
         login_free(login);
         return err->code;

@@ -2,11 +2,15 @@
  * sinkd - a stand-in for a standby Milvus that only counts and acknowledges, so that a benchmark measures
  * milvus-cdc and not a target.  Plain HTTP/2 (gRPC) on one port, GET /stats, /brief and /reset on another.
  *
- *   sinkd --port N --stats-port M [--delay-ms D] [--channels C]
+ *   sinkd --port N --stats-port M [--delay-ms D] [--channels C] [--listen ADDRESS] [--log FILE]
+ *
+ * FILE gets a line for each ReplicateMessage: wall time in us of its first and its last byte, bytes of messages, channel,
+ * user agent (which tells the sender and its epoch).
  *
  * Collections, partitions and databases that the client makes exist in memory with made-up ids and channels.
  */
 #include <errno.h>
+#include <arpa/inet.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
 #include <event2/event.h>
@@ -40,7 +44,10 @@ enum {
 
 static struct options {
     int port, stats_port, delay_ms, channels;
-} opt = {.channels = 4};
+    const char *listen, *log;
+} opt = {.channels = 4, .listen = "127.0.0.1"};
+
+static FILE *request_log;
 
 static struct event_base *base;
 
@@ -371,7 +378,7 @@ static uint8_t *answer_databases(size_t *ret_len)
 }
 
 /* ReplicateMessageRequest: channel_name 2, Msgs 5. */
-static uint8_t *answer_replicate(struct span body, size_t *ret_len)
+static uint8_t *answer_replicate(struct span body, struct span *ret_channel, size_t *ret_len)
 {
     Pb__ReplicateMessageResponse r = PB__REPLICATE_MESSAGE_RESPONSE__INIT;
     bool named = false;
@@ -381,7 +388,10 @@ static uint8_t *answer_replicate(struct span body, size_t *ret_len)
 
     stats.bytes += (uint64_t)(body.end - body.p);
     while (scan_field(&body, &no, &value, &sub)) {
-        named = named || (no == 2 && sub.end > sub.p);
+        if (no == 2 && sub.end > sub.p) {
+            named = true;
+            *ret_channel = sub;
+        }
         if (no == 5)
             count_message(sub);
     }
@@ -447,13 +457,14 @@ static uint8_t *answer_about(const char *method, struct span b, const char *head
     return out;
 }
 
-static uint8_t *answer(const char *method, const char *header_db, struct span body, size_t *ret_len)
+static uint8_t *answer(const char *method, const char *header_db, struct span body, struct span *ret_channel,
+                       size_t *ret_len)
 {
     static const char *const about[] = {"DescribeCollection", "ShowPartitions", "CreatePartition", "DropPartition",
                                         "DropCollection"};
 
     if (strcmp(method, "ReplicateMessage") == 0)
-        return answer_replicate(body, ret_len);
+        return answer_replicate(body, ret_channel, ret_len);
     if (strcmp(method, "CreateCollection") == 0)
         return answer_create(body, header_db, ret_len);
     if (strcmp(method, "ListDatabases") == 0)
@@ -478,7 +489,8 @@ struct stream {
     LIST_ENTRY(stream) entry; /* in conn */
     struct conn *conn;
     int32_t id;
-    char *method, *db;
+    char *method, *db, *agent;
+    uint64_t first_us;
     uint8_t *body; /* with the gRPC prefix */
     size_t len, cap;
     uint8_t *reply;
@@ -492,6 +504,7 @@ static void stream_free(struct stream *s)
     if (s->timer)
         event_free(s->timer);
     free(s->method);
+    free(s->agent);
     free(s->db);
     free(s->body);
     free(s->reply);
@@ -537,9 +550,18 @@ static void on_delay_over(evutil_socket_t fd, short what, void *arg)
     nghttp2_session_send(s->conn->session);
 }
 
+static void log_request(const struct stream *s, struct span channel)
+{
+    if (!request_log || !channel.p)
+        return;
+    fprintf(request_log, "%" PRIu64 " %" PRIu64 " %zu %.*s %s\n", s->first_us, now_us(), s->len,
+            (int)(channel.end - channel.p), (const char *)channel.p, s->agent ? s->agent : "");
+    fflush(request_log);
+}
+
 static void on_request(struct stream *s)
 {
-    struct span body = {s->body + GRPC_PREFIX, s->body + s->len};
+    struct span body = {s->body + GRPC_PREFIX, s->body + s->len}, channel = {0};
     struct timeval delay = {opt.delay_ms / 1000, opt.delay_ms % 1000 * 1000};
     uint8_t *message;
     size_t len;
@@ -548,7 +570,8 @@ static void on_request(struct stream *s)
         nghttp2_submit_rst_stream(s->conn->session, NGHTTP2_FLAG_NONE, s->id, NGHTTP2_PROTOCOL_ERROR);
         return;
     }
-    message = answer(s->method, s->db, body, &len);
+    message = answer(s->method, s->db, body, &channel, &len);
+    log_request(s, channel);
     free(s->body);
     s->body = NULL;
     s->reply_len = GRPC_PREFIX + len;
@@ -576,6 +599,7 @@ static int on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame
     s->conn = arg;
     LIST_INSERT_HEAD(&s->conn->streams, s, entry);
     s->id = frame->hd.stream_id;
+    s->first_us = now_us();
     nghttp2_session_set_stream_user_data(session, s->id, s);
     return 0;
 }
@@ -592,6 +616,8 @@ static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const
         return 0;
     if (namelen == 5 && memcmp(name, ":path", 5) == 0 && valuelen > skip && memcmp(value, SERVICE, skip) == 0)
         s->method = must(strndup((const char *)value + skip, valuelen - skip));
+    if (namelen == 10 && memcmp(name, "user-agent", 10) == 0 && !s->agent)
+        s->agent = must(strndup((const char *)value, valuelen));
     if (namelen == 6 && memcmp(name, "dbname", 6) == 0 && !s->db)
         s->db = must(strndup((const char *)value, valuelen));
     return 0;
@@ -724,7 +750,7 @@ static void on_accept(struct evconnlistener *l, evutil_socket_t fd, struct socka
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: sinkd --port N --stats-port M [--delay-ms D] [--channels C]\n");
+    fprintf(stderr, "usage: sinkd --port N --stats-port M [--delay-ms D] [--channels C] [--listen ADDRESS] [--log FILE]\n");
     return 2;
 }
 
@@ -733,6 +759,7 @@ static bool read_options(int argc, char **argv)
     static const struct option table[] = {
         {"port", required_argument, NULL, 'p'},     {"stats-port", required_argument, NULL, 's'},
         {"delay-ms", required_argument, NULL, 'd'}, {"channels", required_argument, NULL, 'c'},
+        {"listen", required_argument, NULL, 'l'},   {"log", required_argument, NULL, 'o'},
         {NULL, 0, NULL, 0},
     };
     int c;
@@ -741,9 +768,14 @@ static bool read_options(int argc, char **argv)
         int *where = c == 'p' ? &opt.port : c == 's' ? &opt.stats_port : c == 'd' ? &opt.delay_ms
                    : c == 'c' ? &opt.channels : NULL;
 
-        if (!where)
+        if (where)
+            *where = atoi(optarg);
+        else if (c == 'l')
+            opt.listen = optarg;
+        else if (c == 'o')
+            opt.log = optarg;
+        else
             return false;
-        *where = atoi(optarg);
     }
     return opt.port > 0 && opt.stats_port > 0 && opt.channels > 0 && opt.delay_ms >= 0;
 }
@@ -757,7 +789,10 @@ int main(int argc, char **argv)
         return usage();
     base = must(event_base_new());
     add_database("default");
-    sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (inet_pton(AF_INET, opt.listen, &sin.sin_addr) != 1)
+        return usage();
+    if (opt.log)
+        request_log = must(fopen(opt.log, "a"));
     sin.sin_port = htons((uint16_t)opt.port);
     http = must(evhttp_new(base));
     evhttp_set_cb(http, "/stats", on_stats, NULL);
