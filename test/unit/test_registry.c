@@ -75,7 +75,7 @@ static void close_reg(void)
 
 static struct sqlreg *impl(void)
 {
-    return container_of(reg, struct sqlreg, base);
+    return container_of(reg, struct sqlreg, q.base);
 }
 
 /* The handle belongs to the helper: statements of tests go there too. */
@@ -120,7 +120,7 @@ static void one_turn_is_one_transaction_in_order(void **state)
     create_now("t");
     s = reg->ops->store_open(reg, "t", ME, epoch);
     stale = reg->ops->store_open(reg, "t", "other", 1);
-    groups = impl()->n_groups;
+    groups = impl()->q.n_groups;
     n_answers = 0;
     for (int i = 0; i < N; i++) {
         if (i % 5 == 4)
@@ -134,7 +134,7 @@ static void one_turn_is_one_transaction_in_order(void **state)
     reg->ops->list(reg, NULL, on_tasks, &list);
     assert_int_equal(n_answers, 0);
     assert_ok(&list);
-    assert_int_equal(impl()->n_groups, groups + 1);
+    assert_int_equal(impl()->q.n_groups, groups + 1);
     for (int i = 0; i < N; i++) {
         assert_int_equal(a[i].calls, 1);
         assert_int_equal(a[i].order, i + 1);
@@ -424,8 +424,8 @@ static void full_database_blocks_commits_and_fails_requests(void **state)
         assert_int_equal(a[i].err.cls, ERRC_RETRY);
         assert_in(a[i].err.text, "free space");
     }
-    assert_true(clock_mono_ms() - begin >= SQLREG_API_MS);
-    assert_true(clock_mono_ms() - begin < SQLREG_API_MS + 2000);
+    assert_true(clock_mono_ms() - begin >= REGQ_API_MS);
+    assert_true(clock_mono_ms() - begin < REGQ_API_MS + 2000);
     assert_int_equal(a[0].calls, 0);
     assert_int_equal(small.calls, 0);
     in_helper("PRAGMA max_page_count = 1000000");
@@ -516,7 +516,7 @@ static void locks_of_others_are_waited_for(void **state)
     s = reg->ops->store_open(reg, "t", ME, epoch);
     h = hold_write_lock();
     commit_done(s, "t", "a", 1, &a);
-    while (!impl()->group)
+    while (!impl()->q.group)
         loop_once(lp, true);
     commit_done(s, "t", "a", 2, &a2); /* comes while the first is in the helper: stays behind it */
     reg->ops->set_state(reg, "t", TASK_PAUSED, "", ME, epoch, on_done, &b);
@@ -555,7 +555,7 @@ static void close_gives_up_in_the_end(void **state)
     reg->ops->store_free(s);
     begin = clock_mono_ms();
     close_reg();
-    assert_true(clock_mono_ms() - begin < SQLREG_CLOSE_MS + 2000);
+    assert_true(clock_mono_ms() - begin < REGQ_CLOSE_MS + 2000);
     assert_int_equal(a.calls, 0);
     sqlite3_close(h);
 }
