@@ -123,7 +123,7 @@ static void undo(struct regq *r, const struct req *q)
 {
     struct req *u;
 
-    if (q->kind != REQ_CREATE || !q->tries || !r->base.shared)
+    if (q->kind != REQ_CREATE || !q->tries)
         return;
     u = req_new(REQ_UNDO_CREATE);
     u->task.id = xstrdup(q->task.id);
@@ -142,7 +142,8 @@ static uint64_t expire(struct regq *r, uint64_t limit_ms)
         next = TAILQ_NEXT(q, next);
         if (q->deadline_ms && q->deadline_ms <= now) {
             TAILQ_REMOVE(&r->waiting, q, next);
-            err_copy(&q->err, &r->sick);
+            if (!err_copy(&q->err, &r->sick))
+                err_set(&q->err, ERR_TIMEOUT, ERRC_RETRY, "the registry did not answer in time");
             undo(r, q);
             TAILQ_INSERT_TAIL(&r->finished, q, next);
         } else if (q->deadline_ms && q->deadline_ms - now < limit_ms) {
@@ -249,10 +250,6 @@ void regq_give_up(struct regq *r)
 /* Back to the head of the queue. */
 static void put_back(struct regq *r, struct group *g)
 {
-    struct req *q;
-
-    TAILQ_FOREACH (q, &g->reqs, next)
-        q->tries++;
     TAILQ_CONCAT(&g->reqs, &r->waiting, next);
     TAILQ_CONCAT(&r->waiting, &g->reqs, next);
     r->urgent = true;
@@ -320,7 +317,7 @@ struct req *regq_guarded(enum req_kind kind, const char *owner, uint64_t epoch)
     return q;
 }
 
-static void new_nonce(char ret[33])
+void regq_nonce(char ret[33])
 {
     uint8_t raw[16];
 
@@ -342,7 +339,7 @@ void regq_create(struct registry *base, const struct reg_task *t, const char *ow
     q->task.reason = dup_or_empty(t->reason);
     q->task.owner = dup_or_empty(owner);
     q->task.epoch = epoch;
-    new_nonce(q->nonce);
+    regq_nonce(q->nonce);
     q->cb.done = done;
     regq_enqueue_api(regq_of(base), q, arg);
 }

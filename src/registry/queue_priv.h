@@ -76,7 +76,8 @@ struct req {
     char *target, *channel;
     uint64_t lease_ms;
     char nonce[33];  /* CREATE: tells a repeated one from another's */
-    unsigned tries;  /* that ended without an answer: it may have been carried out */
+    unsigned tries;  /* how often it was sent to a server: it may have been carried out before */
+    void *impl;      /* the backend's, freed with the request */
     STAILQ_HEAD(, change) changes;
 
     /* result; code ERR_OK: success */
@@ -169,6 +170,9 @@ void regq_enqueue(struct regq *q, struct req *r, const void *via, void *arg);
 void regq_enqueue_api(struct regq *q, struct req *r, void *arg);
 /* A request that the lease of owner and epoch guards. */
 struct req *regq_guarded(enum req_kind kind, const char *owner, uint64_t epoch);
+
+/* 128 random bits as text. */
+void regq_nonce(char ret[33]);
 
 /* For the tables of operations. */
 void regq_list(struct registry *base, const char *task_id, reg_tasks_fn done, void *arg);

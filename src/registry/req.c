@@ -69,6 +69,7 @@ void req_free(struct req *q)
     task_release(&q->task);
     free(q->target);
     free(q->channel);
+    free(q->impl);
     free(q);
 }
 
