@@ -5,7 +5,7 @@ SYSCONFDIR ?= /etc
 # Another folder lets two builds of one tree run at the same time.
 BUILD ?= build
 PKGS := libevent libevent_openssl jansson libnghttp2 libprotobuf-c sqlite3 yaml-0.1 openssl \
-        rdkafka liblz4 libzstd snappy zlib
+        rdkafka liblz4 libzstd snappy zlib libpq libsodium
 INSTALL ?= install
 PROTOC_C ?= protoc-c
 PKG_CONFIG ?= pkg-config

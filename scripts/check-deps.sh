@@ -22,11 +22,11 @@ declare -A foreign=(
     [base]="event2/buffer.h uthash" # evbuffers are how bytes travel here; no loop
     [loop]="event2"
     [net]="event2 nghttp2 openssl"
-    [pg]="event2 libpq"
+    [pg]="event2 libpq-fe"
     [repl]="jansson uthash utlist event2/buffer.h"
     [wal]="event2 rocksdb librdkafka lz4 zstd snappy-c zlib openssl jansson uthash utlist protobuf-c generated"
     [milvus]="event2 nghttp2 jansson uthash utlist protobuf-c generated"
-    [registry]="event2 sqlite3 jansson uthash utlist"
+    [registry]="event2 sqlite3 sodium jansson uthash utlist"
     [task]="event2 jansson uthash utlist"
     [api]="event2 jansson uthash utlist nghttp2"
     [daemon]="event2 jansson uthash utlist yaml nghttp2 openssl sqlite3 rocksdb"
@@ -53,7 +53,7 @@ while IFS=: read -r file line text; do
         allowed generated "${foreign[$layer]}" || { printf '%s:%s: generated code in %s/\n' "$file" "$line" "$layer"; bad=1; }
     elif [[ -n ${ours[${path%%/*}]+x} && $path == */* ]]; then
         allowed "$path" "${ours[$layer]}" || { printf '%s:%s: %s/ must not include %s\n' "$file" "$line" "$layer" "$path"; bad=1; }
-    elif [[ $path =~ ^(event2|nghttp2|openssl|rocksdb|librdkafka|google|protobuf-c)/ || $path =~ ^(jansson|sqlite3|yaml|uthash|utlist|libpq-fe|lz4|zstd|snappy-c|zlib)\.h$ ]]; then
+    elif [[ $path =~ ^(event2|nghttp2|openssl|rocksdb|librdkafka|google|protobuf-c)/ || $path =~ ^(jansson|sqlite3|yaml|uthash|utlist|libpq-fe|sodium|lz4|zstd|snappy-c|zlib)\.h$ ]]; then
         allowed "$path" "${foreign[$layer]}" || { printf '%s:%s: %s/ must not include <%s>\n' "$file" "$line" "$layer" "$path"; bad=1; }
     fi
 done < <(grep -rnE '^[[:space:]]*#[[:space:]]*include' src include --include='*.c' --include='*.h')

@@ -8,80 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- life of a request */
-
-struct req *req_new(enum req_kind kind)
-{
-    struct req *q = xcalloc(1, sizeof(*q));
-
-    q->kind = kind;
-    STAILQ_INIT(&q->changes);
-    return q;
-}
-
-static void task_release(struct reg_task *t)
-{
-    free(t->id);
-    free(t->spec_json);
-    free(t->target_key);
-    free(t->reason);
-    free(t->owner);
-}
-
-static void ckpt_release(struct repl_ckpt *c)
-{
-    free(c->src_channel);
-    free(c->dst_channel);
-    free(c->target_pos);
-}
-
-static void drop_result(struct req *q)
-{
-    for (size_t i = 0; i < q->n_tasks; i++)
-        task_release(&q->tasks[i]);
-    for (size_t i = 0; i < q->n_ckpts; i++)
-        ckpt_release(&q->ckpts[i]);
-    for (size_t i = 0; i < q->n_colls; i++)
-        free(q->colls[i].json);
-    xfree(&q->tasks);
-    xfree(&q->ckpts);
-    xfree(&q->colls);
-    q->n_tasks = q->n_ckpts = q->n_colls = 0;
-    q->number = 0;
-    q->since_ms = 0;
-    q->err = (struct err){0};
-}
-
-void change_free(struct change *c)
-{
-    ckpt_release(&c->ckpt);
-    free(c->coll.json);
-    free(c->target);
-    free(c);
-}
-
-void req_free(struct req *q)
-{
-    struct change *c;
-
-    if (!q)
-        return;
-    while ((c = STAILQ_FIRST(&q->changes))) {
-        STAILQ_REMOVE_HEAD(&q->changes, next);
-        change_free(c);
-    }
-    drop_result(q);
-    task_release(&q->task);
-    free(q->target);
-    free(q->channel);
-    free(q);
-}
-
-bool req_writes(const struct req *q)
-{
-    return q->kind != REQ_LIST && q->kind != REQ_LOAD && q->kind != REQ_LOAD_TICK;
-}
-
 /* ---- statements: 0 or an SQLite code */
 
 /* Nothing is copied: the texts outlive the statement's run, so a bind cannot fail. */
@@ -464,6 +390,9 @@ static int run_one(struct regdb *db, struct req *q)
         return do_load(db, q);
     case REQ_LOAD_TICK:
         return do_load_tick(db, q);
+    case REQ_LEAVE:
+    case REQ_UNDO_CREATE:
+        break; /* of a shared registry only */
     }
     abort();
 }
@@ -531,14 +460,14 @@ bool regdb_run(struct regdb *db, struct req_list *reqs, struct err *ret_sick)
 
     *ret_sick = (struct err){0};
     TAILQ_FOREACH (q, reqs, next)
-        drop_result(q);
+        req_drop_result(q);
     rc = run_transaction(db, reqs, ret_sick);
     if (rc && !sqlite3_get_autocommit(db->h))
         (void)run(db, STMT_ROLLBACK); /* fails only when SQLite did it before */
     if (rc == 0 || regdb_transient(rc))
         return rc == 0;
     TAILQ_FOREACH (q, reqs, next) { /* final: waiting does not help, everybody is told */
-        drop_result(q);
+        req_drop_result(q);
         err_copy(&q->err, ret_sick);
     }
     return true;

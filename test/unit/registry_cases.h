@@ -553,3 +553,30 @@ static void on_done_close(void *arg, const struct err *e)
     reg = NULL;
 }
 
+/* close() finishes what was accepted, and no answer comes after it, also when an answer closes. */
+static void close_inside_an_answer(void **state)
+{
+    struct answer a = {0}, b = {0}, c = {0};
+    struct store *s;
+    struct store_batch *batch;
+
+    (void)state;
+    open_reg();
+    create_now("t");
+    s = reg->ops->store_open(reg, "t", ME, epoch);
+    batch = s->ops->begin(s, "t");
+    s->ops->commit(batch, on_done_close, &a);
+    commit_done(s, "t", "a", 1, &b);
+    loop_once(lp, true); /* the first two are in the helper */
+    commit_done(s, "t", "b", 2, &c);
+    wait_for(&a);
+    for (int i = 0; i < 10; i++)
+        loop_once(lp, false);
+    assert_int_equal(b.calls, 0);
+    assert_int_equal(c.calls, 0);
+    open_reg();
+    reg->ops->store_free(s); /* its registry is gone: allowed */
+    s = reg->ops->store_open(reg, "t", ME, epoch);
+    assert_loaded(s, "t", "a>d:1:- b>d:2:- ");
+    reg->ops->store_free(s);
+}

@@ -75,7 +75,7 @@ static void close_reg(void)
 
 static struct sqlreg *impl(void)
 {
-    return container_of(reg, struct sqlreg, base);
+    return container_of(reg, struct sqlreg, q.base);
 }
 
 /* The handle belongs to the helper: statements of tests go there too. */
@@ -120,7 +120,7 @@ static void one_turn_is_one_transaction_in_order(void **state)
     create_now("t");
     s = reg->ops->store_open(reg, "t", ME, epoch);
     stale = reg->ops->store_open(reg, "t", "other", 1);
-    groups = impl()->n_groups;
+    groups = impl()->q.n_groups;
     n_answers = 0;
     for (int i = 0; i < N; i++) {
         if (i % 5 == 4)
@@ -134,7 +134,7 @@ static void one_turn_is_one_transaction_in_order(void **state)
     reg->ops->list(reg, NULL, on_tasks, &list);
     assert_int_equal(n_answers, 0);
     assert_ok(&list);
-    assert_int_equal(impl()->n_groups, groups + 1);
+    assert_int_equal(impl()->q.n_groups, groups + 1);
     for (int i = 0; i < N; i++) {
         assert_int_equal(a[i].calls, 1);
         assert_int_equal(a[i].order, i + 1);
@@ -206,34 +206,6 @@ static void settings_are_durable(void **state)
     assert_int_equal(access(wal, F_OK), 0);
     assert_int_equal(stat(path, &st), 0);
     assert_int_equal(st.st_mode & 0777, 0600);
-}
-
-/* close() finishes what was accepted, and no answer comes after it, also when an answer closes. */
-static void close_inside_an_answer(void **state)
-{
-    struct answer a = {0}, b = {0}, c = {0};
-    struct store *s;
-    struct store_batch *batch;
-
-    (void)state;
-    open_reg();
-    create_now("t");
-    s = reg->ops->store_open(reg, "t", ME, epoch);
-    batch = s->ops->begin(s, "t");
-    s->ops->commit(batch, on_done_close, &a);
-    commit_done(s, "t", "a", 1, &b);
-    loop_once(lp, true); /* the first two are in the helper */
-    commit_done(s, "t", "b", 2, &c);
-    wait_for(&a);
-    for (int i = 0; i < 10; i++)
-        loop_once(lp, false);
-    assert_int_equal(b.calls, 0);
-    assert_int_equal(c.calls, 0);
-    open_reg();
-    reg->ops->store_free(s); /* its registry is gone: allowed */
-    s = reg->ops->store_open(reg, "t", ME, epoch);
-    assert_loaded(s, "t", "a>d:1:- b>d:2:- ");
-    reg->ops->store_free(s);
 }
 
 static void close_writes_what_waits(void **state)
@@ -424,8 +396,8 @@ static void full_database_blocks_commits_and_fails_requests(void **state)
         assert_int_equal(a[i].err.cls, ERRC_RETRY);
         assert_in(a[i].err.text, "free space");
     }
-    assert_true(clock_mono_ms() - begin >= SQLREG_API_MS);
-    assert_true(clock_mono_ms() - begin < SQLREG_API_MS + 2000);
+    assert_true(clock_mono_ms() - begin >= REGQ_API_MS);
+    assert_true(clock_mono_ms() - begin < REGQ_API_MS + 2000);
     assert_int_equal(a[0].calls, 0);
     assert_int_equal(small.calls, 0);
     in_helper("PRAGMA max_page_count = 1000000");
@@ -516,7 +488,7 @@ static void locks_of_others_are_waited_for(void **state)
     s = reg->ops->store_open(reg, "t", ME, epoch);
     h = hold_write_lock();
     commit_done(s, "t", "a", 1, &a);
-    while (!impl()->group)
+    while (!impl()->q.group)
         loop_once(lp, true);
     commit_done(s, "t", "a", 2, &a2); /* comes while the first is in the helper: stays behind it */
     reg->ops->set_state(reg, "t", TASK_PAUSED, "", ME, epoch, on_done, &b);
@@ -555,7 +527,7 @@ static void close_gives_up_in_the_end(void **state)
     reg->ops->store_free(s);
     begin = clock_mono_ms();
     close_reg();
-    assert_true(clock_mono_ms() - begin < SQLREG_CLOSE_MS + 2000);
+    assert_true(clock_mono_ms() - begin < REGQ_CLOSE_MS + 2000);
     assert_int_equal(a.calls, 0);
     sqlite3_close(h);
 }
