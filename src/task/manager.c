@@ -20,6 +20,7 @@
 
 #define START_LIMIT_MS 20000 /* a create is given up when the source does not answer for so long */
 #define STOP_LIMIT_MS 3000
+#define LOAD_AGAIN_MS 500 /* a shared registry that is away when we start */
 #define REASON_DELETED "deleted" /* of a record whose task is gone, but for what the source's queue keeps for it */
 /* SIGTERM: exit in 5 s, with up to 2.5 s in which the registry tries to write its last. */
 #define END_REQUESTS_MS 2000
@@ -28,6 +29,7 @@
 static void op_begin(void *arg);
 static void stop_step(struct manager *m);
 static void on_end_timer(void *arg);
+static void load_all(void *arg);
 
 static const char *state_name(enum task_state s)
 {
@@ -971,13 +973,26 @@ struct manager *manager_new(const struct manager_deps *d)
     m->d = *d;
     m->budget.limit = d->config->process_bytes;
     timer_init(&m->end_timer, d->loop, LOOP_PRIO_NORMAL, on_end_timer, m);
+    timer_init(&m->load_timer, d->loop, LOOP_PRIO_NORMAL, load_all, m);
     return m;
+}
+
+static void on_loaded(void *arg, const struct err *err);
+
+static void load_all(void *arg)
+{
+    mirror_load(arg, on_loaded, arg);
 }
 
 static void on_loaded(void *arg, const struct err *err)
 {
     struct manager *m = arg;
 
+    if (err && err->cls == ERRC_RETRY && m->d.registry->shared) {
+        log_warn("task", "the tasks cannot be read yet, trying again", KS("error", err->text));
+        timer_set(&m->load_timer, LOAD_AGAIN_MS);
+        return;
+    }
     if (!err) {
         m->loaded = true;
         log_info("task", "tasks loaded", KU("tasks", HASH_COUNT(m->tasks)));
@@ -992,7 +1007,7 @@ void manager_start(struct manager *m, reg_done_fn ready, void *arg)
 {
     m->ready = ready;
     m->ready_arg = arg;
-    mirror_load(m, on_loaded, m);
+    load_all(m);
 }
 
 static void on_stop_one(void *arg)
@@ -1065,6 +1080,7 @@ void manager_free(struct manager *m)
     while (!LIST_EMPTY(&m->pendings))
         pending_free(LIST_FIRST(&m->pendings));
     timer_release(&m->end_timer);
+    timer_release(&m->load_timer);
     m->stop = false;
     while ((a = LIST_FIRST(&m->late))) {
         LIST_REMOVE(a, entry);

@@ -117,6 +117,7 @@ struct manager {
     void *stopped_arg;
     bool stop;
     struct timer end_timer; /* limit of the whole stop */
+    struct timer load_timer;
     LIST_HEAD(, late_answer) late;
     LIST_HEAD(, pending) pendings;
     LIST_HEAD(, refresh) refreshes;

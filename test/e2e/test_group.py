@@ -1,0 +1,253 @@
+"""Several daemons on one PostgreSQL: one answer from all, one writer for each task, somebody goes on when one is gone."""
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from bench_parts import Sink
+from servers import ApiError, Cdc, wait_for
+
+LEASE = 2
+
+
+class Group:
+    """Daemons c[0], c[1], ... of one test, on a database of its own."""
+
+    def __init__(self, lab, database, n, lease=LEASE):
+        self.lab = lab
+        self.registry = {"type": "postgresql", "uri": database, "leaseSeconds": lease}
+        self.c = [lab.cdc(registry=self.registry) for _ in range(n)]
+        for c in self.c:
+            self.wait_ready(c)
+
+    def wait_ready(self, cdc):
+        wait_for("the daemon is ready", lambda: cdc.api("list") is not None, 20)
+
+    def living(self):
+        return [c for c in self.c if c.alive() and not stopped(c)]
+
+    def owner(self, task, ask=None):
+        return (ask or self.living()[0]).task(task).get("owner", "")
+
+    def daemon_of(self, owner):
+        return next((c for c in self.c if f":{c.port}" in owner), None)
+
+    def wait_owner(self, task, not_this=None, timeout=20, ask=None):
+        """Until a living daemon owns it; returns that."""
+        def owned():
+            c = self.daemon_of(self.owner(task, ask))
+            return c if c in self.living() and c is not not_this else None
+        return wait_for("the task has an owner", owned, timeout, 0.05)
+
+
+def stopped(cdc):
+    return open(f"/proc/{cdc.pid}/stat").read().rsplit(")", 1)[1].split()[0] == "T"
+
+
+@pytest.fixture
+def group(lab, postgres):
+    made = []
+
+    def make(n, lease=LEASE):
+        made.append(Group(lab, postgres.database(), n, lease))
+        return made[-1]
+    yield make
+    for g in made:
+        for c in g.c:
+            if c.alive():
+                os.kill(c.pid, signal.SIGCONT)
+
+
+def test_any_daemon_answers(lab, group):
+    g = group(2)
+    a, b = g.c
+    t = lab.table("a")
+    task = lab.create(a, [t.name])
+    for c in (b, a):  # at once, no waiting
+        assert c.task(task)["state"] == "Running"
+        assert [x["task_id"] for x in c.api("list")["tasks"]] == [task]
+    assert a.task(task)["owner"] == b.task(task)["owner"]
+    t.put(20)
+    for c in (a, b):
+        lab.equal(c, task, [t])
+    with pytest.raises(ApiError, match="paused already|running already"):
+        b.api("resume", task_id=task)
+    b.api("pause", task_id=task)
+    assert a.task(task)["state"] == "Paused" == b.task(task)["state"]
+    t.put(5)
+    a.api("resume", task_id=task)
+    assert b.task(task)["state"] == "Running"
+    lab.equal(b, task, [t])
+    with pytest.raises(ApiError, match="(?i)exist|already|overlap"):
+        lab.create(b, [t.name])
+    b.api("delete", task_id=task)
+    for c in (a, b):
+        assert c.api("list")["tasks"] == []
+        with pytest.raises(ApiError, match="not found"):
+            c.task(task)
+
+
+def test_two_creates_at_the_same_moment(lab, group):
+    """For the same collections and target: one wins, whichever daemons they come to."""
+    g = group(3)
+    won, lost = [], []
+
+    def create(c):
+        try:
+            won.append(lab.create(c, [lab.name("a")]))
+        except ApiError as e:
+            lost.append(e.message)
+    threads = [threading.Thread(target=create, args=(c,)) for c in g.c * 2]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(won) == 1 and len(lost) == 5, lost
+    assert [x["task_id"] for x in g.c[2].api("list")["tasks"]] == won
+
+
+@pytest.mark.parametrize("lease, limit", [(6, 8), (2, 3)])
+def test_takeover_after_kill_9(lab, group, lease, limit):
+    g = group(2, lease)
+    t = lab.table("a")
+    task = lab.create(g.c[0], [t.name])
+    t.put(10)
+    lab.equal(g.c[0], task, [t])
+    old = g.wait_owner(task)
+    other = next(c for c in g.c if c is not old)
+    epoch = other.task(task)["epoch"]
+    t.put(10)
+    old.kill()
+    old.ended_on_purpose = True
+    killed = time.monotonic()
+    t.put(10)
+    since = int(time.time() * 1000)
+    other.wait_caught_up(task, 30, since_ms=since)
+    took = time.monotonic() - killed
+    print(f"lease {lease} s: rows flow again after {took:.2f} s")
+    assert took < limit
+    now = other.task(task)
+    assert now["epoch"] > epoch and f":{other.port}" in now["owner"]
+    lab.equal(other, task, [t])
+
+
+def test_clean_stop_hands_over_at_once(lab, group):
+    g = group(2, 6)
+    t = lab.table("a")
+    task = lab.create(g.c[0], [t.name])
+    t.put(10)
+    lab.equal(g.c[0], task, [t])
+    old = g.wait_owner(task)
+    other = next(c for c in g.c if c is not old)
+    t.put(10)
+    assert old.stop() == 0
+    ended = time.monotonic()
+    t.put(10)
+    other.wait_caught_up(task, 30)
+    took = time.monotonic() - ended
+    print(f"rows flow again {took:.2f} s after the stop")
+    assert took < 1
+    old.start()
+    g.wait_ready(old)
+    lab.equal(old, task, [t])
+
+
+def test_tasks_spread_and_move(lab, group):
+    """Four targets over two daemons, then a third joins, then one leaves."""
+    g = group(2)
+    sinks = [Sink(lab.folder / f"sink{i}").start() for i in range(6)]
+    try:
+        tasks = [g.c[0].create(s, [lab.name("a")]) for s in sinks]
+
+        def spread():
+            return sorted(len([t for t in tasks if g.daemon_of(g.owner(t)) is c]) for c in g.living())
+        wait_for("three each", lambda: spread() == [3, 3], 20)
+        g.c.append(lab.cdc(registry=g.registry))
+        g.wait_ready(g.c[2])
+        wait_for("two each", lambda: spread() == [2, 2, 2], 20)
+        assert g.c[0].stop() == 0
+        wait_for("three each", lambda: spread() == [3, 3], 20)
+        assert all(g.c[1].task(t)["state"] == "Running" for t in tasks)
+    finally:
+        for s in sinks:
+            s.kill()
+
+
+def requests_of(sink):
+    """(first us, last us, owner, epoch) of each request that the stand-in got, in the order of their end."""
+    out = []
+    for line in sink.requests.read_text().splitlines():
+        first, last, _, channel, agent = line.split(" ", 4)
+        owner, epoch = agent.split("(", 1)[1].rstrip(")").split("; epoch ")
+        out.append((int(first), int(last), owner, int(epoch)))
+    return out
+
+
+def check_one_writer(sink):
+    """No request of an epoch ends after the first one of a later epoch begins. Returns the number of epochs."""
+    epochs = {}
+    for first, last, owner, epoch in requests_of(sink):
+        e = epochs.setdefault(epoch, [owner, first, last])
+        assert e[0] == owner, f"epoch {epoch} has two owners: {e[0]} and {owner}"
+        e[1], e[2] = min(e[1], first), max(e[2], last)
+    order = sorted(epochs)
+    for a, b in zip(order, order[1:]):
+        assert epochs[a][2] < epochs[b][1], (f"epoch {a} of {epochs[a][0]} sent until {epochs[a][2]}, "
+                                            f"epoch {b} of {epochs[b][0]} from {epochs[b][1]}")
+    return len(order)
+
+
+def test_a_stopped_daemon_does_not_write_after_its_successor_began(lab, group, writing):
+    """SIGSTOP in the middle of a load, longer than the lease, then SIGCONT; the stand-in logs every request."""
+    g = group(2)
+    sink = Sink(lab.folder / "sink", record=True).start()
+    try:
+        task = g.c[0].create(sink, [lab.name("a")])
+        t = lab.table("a")
+        with writing(t, rows=200, pause=0.01):
+            for _ in range(3):
+                old = g.wait_owner(task)
+                other = next(c for c in g.c if c is not old)
+                before = len(requests_of(sink))
+                wait_for("requests", lambda: len(requests_of(sink)) > before + 5, 20)
+                os.kill(old.pid, signal.SIGSTOP)
+                new = g.wait_owner(task, not_this=old, ask=other)
+                before = len(requests_of(sink))
+                wait_for("requests of the successor", lambda: len(requests_of(sink)) > before + 5, 20)
+                os.kill(old.pid, signal.SIGCONT)
+                wait_for("the old one knows", lambda: f":{new.port}" in old.task(task)["owner"], 20)
+        g.living()[0].wait_caught_up(task, 60)
+        assert check_one_writer(sink) >= 4
+    finally:
+        sink.kill()
+
+
+def test_registry_away(lab, group, postgres):
+    """Running tasks go on while their lease holds, the API says 503, all heals by itself."""
+    g = group(2, lease=6)
+    t = lab.table("a")
+    task = lab.create(g.c[0], [t.name])
+    t.put(10)
+    lab.equal(g.c[0], task, [t])
+    owner = g.wait_owner(task)
+    os.kill(postgres.pid, signal.SIGSTOP)
+    postgres.signal_all(signal.SIGSTOP)
+    try:
+        t.put(10)
+        wait_for("rows come through without the registry", lambda: lab.target.count(t.name) == 20, 4)
+        status, text = owner.post({"request_type": "list"})
+        assert status == 503 and json.loads(text)["code"] == 503 and "registry" in text.lower()
+    finally:
+        postgres.signal_all(signal.SIGCONT)
+    wait_for("it answers again", lambda: owner.api("list") is not None, 20)
+    t.put(10)
+    lab.equal(g.c[0], task, [t])
+    postgres.kill()
+    t.put(10)
+    postgres.start()
+    wait_for("it answers again", lambda: owner.api("list") is not None, 30)
+    t.put(10)
+    lab.equal(g.c[1], task, [t])
+    assert lab.target.count(t.name) == 50
