@@ -164,8 +164,6 @@ static void on_defer(void *arg)
         return;
     g->ok = r->fatal.code != ERR_OK;
     g->sick = r->fatal.code ? r->fatal : r->q.sick;
-    if (!g->sick.code)
-        err_set(&g->sick, ERR_UNAVAILABLE, ERRC_RETRY, "PostgreSQL at %s (registry): not connected yet", r->where);
     if (g->ok)
         TAILQ_FOREACH (q, &g->reqs, next)
             err_copy(&q->err, &r->fatal);
@@ -300,8 +298,6 @@ static const char *pgreg_trouble(struct registry *base)
 
     if (r->fatal.code)
         return r->fatal.text;
-    if (!r->ready && !r->q.sick.code)
-        return "the registry is not connected yet";
     if (r->q.sick.code)
         return r->q.sick.text;
     return r->watch_trouble.code ? r->watch_trouble.text : NULL;
@@ -388,6 +384,7 @@ struct registry *registry_postgresql_open(struct loop *l, const struct registry_
     regq_nonce(r->session);
     regq_init(&r->q, l, &pgreg_ops, &backend, r->where);
     r->q.base.shared = true;
+    err_set(&r->q.sick, ERR_UNAVAILABLE, ERRC_RETRY, "PostgreSQL at %s (registry): not connected yet", r->where);
     r->q.pace_ms = PGREG_PACE_MS;
     r->q.max_writes = PGREG_GROUP_MAX;
     pgreg_watch_init(r);

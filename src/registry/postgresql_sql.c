@@ -253,7 +253,8 @@ static const char *const migrations[PGREG_SCHEMA] = {
     "  SELECT jsonb_agg(jsonb_build_array(target_key, epoch, wall_ms(since)) ORDER BY target_key COLLATE \"C\")"
     "   INTO v_leases FROM lease WHERE owner = p_owner;"
     "  RETURN jsonb_build_object('leases', coalesce(v_leases, '[]'::jsonb), 'daemons', v_daemons, 'wanting', v_wanting,"
-    "   'next', coalesce(greatest(ceil(extract(epoch FROM v_next - clock_timestamp()) * 1000)::bigint, 0), -1));"
+    "   'next', CASE WHEN v_next IS NULL THEN -1"
+    "    ELSE greatest(ceil(extract(epoch FROM v_next - clock_timestamp()) * 1000)::bigint, 0) END);"
     " END $f$;"
 
     "CREATE FUNCTION ask(p_nonce text, p_key text, p_body text, p_limit_ms bigint) RETURNS void LANGUAGE plpgsql AS $f$"

@@ -144,10 +144,7 @@ static void on_refuse(void *arg)
 {
     struct pgreg *r = arg;
     struct beat_call *c;
-    struct err err = r->fatal.code ? r->fatal : r->watch_trouble.code ? r->watch_trouble : r->q.sick;
-
-    if (!err.code)
-        err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "PostgreSQL at %s (registry): not connected yet", r->where);
+    struct err err = r->fatal.code ? r->fatal : r->watch_trouble;
     while (!r->q.closed && (c = first_refused(r))) { /* a callback may change the list */
         LIST_REMOVE(c, entry);
         if (c->done)
@@ -535,6 +532,7 @@ int pgreg_watch_open(struct pgreg *r, struct err *err)
 
 void pgreg_watch_init(struct pgreg *r)
 {
+    err_set(&r->watch_trouble, ERR_UNAVAILABLE, ERRC_RETRY, "PostgreSQL at %s (registry): not connected yet", r->where);
     LIST_INIT(&r->beats);
     LIST_INIT(&r->asks);
     LIST_INIT(&r->answers);

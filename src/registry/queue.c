@@ -114,7 +114,7 @@ void regq_set_sick(struct regq *r, const struct err *err)
     if (err->code && strcmp(err->text, r->sick.text) != 0)
         log_warn("registry", "database does not work", KS("err", err->text));
     else if (!err->code && r->sick.code)
-        log_info("registry", "database works again", KS("database", r->name));
+        log_info("registry", "database works", KS("database", r->name));
     r->sick = *err;
 }
 

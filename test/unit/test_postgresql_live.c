@@ -59,6 +59,7 @@ static void open_reg(void)
 {
     reg = open_one();
     epoch = claim_now(reg, TARGET, ME);
+    UNTIL(!reg->ops->trouble(reg)); /* the second connection is there too */
 }
 
 static void close_reg(void)
