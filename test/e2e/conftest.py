@@ -19,6 +19,7 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2  # noqa: E402
 import queues  # noqa: E402
 import servers  # noqa: E402
 from compare import CALL_ERRORS, Side, wait_equal  # noqa: E402
+from postgres import Postgres  # noqa: E402
 from servers import Cdc, Etcd, Milvus, remove_tree, wait_for  # noqa: E402
 from workload import SHAPES, Table  # noqa: E402
 
@@ -76,6 +77,13 @@ def pair():
     p = Pair()
     yield p
     servers.stop_all()
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    p = Postgres(FOLDER / "postgres").start()
+    yield p
+    p.stop()
 
 
 class Lab:
@@ -198,7 +206,7 @@ def describe_cdc(cdc):
         for t in cdc.api("list")["tasks"]:
             out.append(json.dumps(t))
             out.append(json.dumps(cdc.api("position", task_id=t["task_id"])))
-        out += [f"{k} {v:g}" for k, v in cdc.metrics().items() if v]
+        out += [f"{k} {v:g}" for k, v in cdc.metrics().items() if v and "_request_" not in k and "_bucket" not in k]
     except (OSError, servers.ServerError) as e:
         out.append(str(e))
     lines = cdc.log.read_text(errors="replace").splitlines() if cdc.log.exists() else []
