@@ -59,13 +59,24 @@ struct config_nats {
     struct config_tls tls;
 };
 
+/* registry.type postgresql; NULL: not given. As libpq's parameters of the same meaning. */
+struct config_postgresql {
+    char *uri; /* may hold the password */
+    char *host, *port, *user, *password, *passfile, *database;
+    char *sslmode, *sslrootcert, *sslcert, *sslkey;
+    char *schema;
+};
+
 struct config {
     char *address;           /* "host:port", default 127.0.0.1:8444; ":8444" becomes 0.0.0.0:8444 */
     int64_t max_task_num;    /* default 100 */
     int64_t max_name_length; /* 256 */
     enum log_level log_level;
-    char *registry_type; /* "sqlite", the only one by now */
+    char *registry_type; /* "sqlite" or "postgresql" */
     char *registry_path; /* registry.path, default ./milvus-cdc.db */
+    struct config_postgresql postgresql;
+    char *registry_key_file; /* registry.keyFile; NULL: secrets are not sealed */
+    uint64_t lease_ms;       /* registry.leaseSeconds, 6 s */
     struct config_etcd source_etcd;
     enum config_queue queue;
     char *rocksmq_path; /* sourceConfig.rocksmq.path, NULL: none */

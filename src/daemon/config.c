@@ -51,7 +51,7 @@ struct key {
 
 #define AT(member) .offset = offsetof(struct config, member)
 
-#define NOTE_STORE "tasks are kept in an SQLite file: see registry.path"
+#define NOTE_STORE "tasks are kept in an SQLite file or in PostgreSQL: see registry.type"
 #define NOTE_SIZES "queues are bounded in bytes: see limits.channelBytes and limits.taskBytes"
 #define NOTE_PACKER "positions are stored with each confirmed batch: see limits.batchBytes"
 #define NOTE_CHANNELS "channels are paired by the collections that use them, in any number"
@@ -75,6 +75,20 @@ static const struct key keys[] = {
 
     {"registry.type", KEY_REGISTRY_TYPE, AT(registry_type), .default_text = "sqlite"},
     {"registry.path", KEY_TEXT, AT(registry_path), .default_text = "./milvus-cdc.db"},
+    {"registry.uri", KEY_SECRET, AT(postgresql.uri)},
+    {"registry.host", KEY_TEXT, AT(postgresql.host)},
+    {"registry.port", KEY_TEXT, AT(postgresql.port)},
+    {"registry.user", KEY_TEXT, AT(postgresql.user)},
+    {"registry.password", KEY_SECRET, AT(postgresql.password)},
+    {"registry.passfile", KEY_TEXT, AT(postgresql.passfile)},
+    {"registry.database", KEY_TEXT, AT(postgresql.database)},
+    {"registry.sslmode", KEY_TEXT, AT(postgresql.sslmode)},
+    {"registry.sslrootcert", KEY_TEXT, AT(postgresql.sslrootcert)},
+    {"registry.sslcert", KEY_TEXT, AT(postgresql.sslcert)},
+    {"registry.sslkey", KEY_TEXT, AT(postgresql.sslkey)},
+    {"registry.schema", KEY_TEXT, AT(postgresql.schema), .default_text = "milvus_cdc"},
+    {"registry.keyFile", KEY_TEXT, AT(registry_key_file)},
+    {"registry.leaseSeconds", KEY_SECONDS, AT(lease_ms), 2, 300, "6"},
 
     {"sourceConfig.etcd.address", KEY_LIST, AT(source_etcd.endpoints),
      .default_text = "127.0.0.1:2379"},
@@ -366,11 +380,15 @@ static int set_tls_version(struct loader *ld, const struct key *k, const char *s
 
 static int set_registry_type(struct loader *ld, const struct key *k, const char *s, size_t line)
 {
-    if (strcasecmp(s, "sqlite") != 0)
-        return wrong(ld, ERR_INVALID, line, k->name,
-                     "\"%.100s\" is not known: this build has sqlite only", s);
-    set_text(member(ld, k), "sqlite");
-    return 0;
+    static const char *const types[] = {"sqlite", "postgresql"};
+
+    for (size_t i = 0; i < sizeof(types) / sizeof(*types); i++) {
+        if (strcasecmp(s, types[i]) != 0)
+            continue;
+        set_text(member(ld, k), types[i]);
+        return 0;
+    }
+    return wrong(ld, ERR_INVALID, line, k->name, "\"%.100s\" is not one of sqlite, postgresql", s);
 }
 
 /* host:port, [v6]:port or :port */
@@ -754,6 +772,25 @@ static int check_etcd(struct loader *ld)
     return 0;
 }
 
+static int check_registry(struct loader *ld)
+{
+    static const char *const parts[] = {"registry.host", "registry.port", "registry.user", "registry.database"};
+    const struct config_postgresql *p = &ld->config->postgresql;
+    const char *name = "registry.type";
+
+    if (strcmp(ld->config->registry_type, "postgresql") != 0)
+        return 0;
+    if (!p->uri && !p->host)
+        return wrong(ld, ERR_INVALID, line_of_key(ld, name), name,
+                     "is postgresql, so registry.uri (postgresql://user@host:port/database) or registry.host, user and "
+                     "database must be given");
+    for (size_t i = 0; i < sizeof(parts) / sizeof(*parts) && p->uri; i++)
+        if (is_given(ld, parts[i]))
+            return wrong(ld, ERR_INVALID, line_of_key(ld, parts[i]), parts[i],
+                         "belongs into registry.uri, which is given");
+    return 0;
+}
+
 /* Of two limits the smaller one comes first. */
 static int check_order(struct loader *ld, const char *small, uint64_t a, const char *great,
                        uint64_t b)
@@ -790,6 +827,8 @@ static int check_all(struct loader *ld)
         rc = check_etcd(ld);
     if (!rc)
         rc = check_limits(ld);
+    if (!rc)
+        rc = check_registry(ld);
     if (!rc && !ld->config->replicate_chan)
         rc = missing(ld, "sourceConfig.replicateChan",
                      "is required: the replicate channel of the source, <cluster "

@@ -17,6 +17,7 @@
 #include "base/metric.h"
 #include "daemon/config.h"
 #include "daemon/queue.h"
+#include "daemon/registry.h"
 #include "loop/loop.h"
 #include "milvus/catalog.h"
 #include "milvus/etcd.h"
@@ -34,7 +35,8 @@
 struct daemon {
     struct loop *loop;
     struct config *config;
-    struct registry *registry;
+    struct daemon_registry store;
+    struct registry *registry; /* of store */
     struct etcd_client *etcd;
     struct catalog *catalog;
     struct queue_search *search;
@@ -103,8 +105,7 @@ static void release(struct daemon *d)
         catalog_close(d->catalog);
     if (d->etcd)
         etcd_close(d->etcd);
-    if (d->registry)
-        d->registry->ops->close(d->registry);
+    daemon_registry_close(&d->store);
     if (d->sigterm)
         event_free(d->sigterm);
     if (d->sigint)
@@ -192,8 +193,12 @@ static int start(struct daemon *d, struct err *err)
 
     (void)gethostname(host, sizeof(host) - 1); /* a name to tell daemons apart; empty is fine */
     snprintf(d->id, sizeof(d->id), "%s:%s", host, d->config->address);
-    d->registry = registry_sqlite_open(d->loop, d->config->registry_path, err);
-    if (!d->registry || open_etcd(d, err))
+    if (daemon_registry_open(&d->store, d->loop, d->config, err))
+        return err->code;
+    d->registry = d->store.registry;
+    if (!d->store.seal)
+        log_warn("daemon", "secrets of tasks are not sealed: set registry.keyFile (milvus-cdc registry genkey FILE)");
+    if (open_etcd(d, err))
         return err->code;
     if (d->config->queue != QUEUE_DETECT)
         return start_tasks(d, err);

@@ -96,6 +96,9 @@ static void on_read(void *arg, const struct err *err, const struct pg_result *re
         case REQ_LOAD:
             (void)pgreg_take_records(q, res);
             break;
+        case REQ_FACTS:
+            pgreg_take_facts(q, res);
+            break;
         default:
             v = pg_rows(res) ? pg_value(res, 0, 0) : NULL;
             q->number = v ? (uint64_t)strtoll(v, NULL, 10) : 0;
@@ -107,12 +110,16 @@ static void on_read(void *arg, const struct err *err, const struct pg_result *re
 static void send_read(struct pgreg *r, struct req *q)
 {
     const char *params[2] = {q->kind == REQ_LOAD_TICK ? q->target : q->task.id, q->channel};
-    const char *sql = q->kind == REQ_LIST ? pgreg_list_sql : q->kind == REQ_LOAD ? pgreg_load_sql : pgreg_tick_sql;
     struct read *rd = q->impl ? q->impl : xmalloc(sizeof(*rd));
+    const char *sql = q->kind == REQ_LIST    ? pgreg_list_sql
+                      : q->kind == REQ_LOAD  ? pgreg_load_sql
+                      : q->kind == REQ_FACTS ? pgreg_facts_sql
+                                             : pgreg_tick_sql;
+    size_t n = q->kind == REQ_LOAD_TICK ? 2 : q->kind != REQ_FACTS;
 
     q->impl = rd; /* goes with the request */
     *rd = (struct read){r, q};
-    pg_send(r->work, PGREG_STMT_MS, sql, q->kind == REQ_LOAD_TICK ? 2 : 1, params, on_read, rd);
+    pg_send(r->work, PGREG_STMT_MS, sql, n, params, on_read, rd);
 }
 
 static void send_writes(struct pgreg *r, struct group *g)

@@ -59,7 +59,7 @@ struct pgreg {
 
 /* postgresql_sql.c. Caller frees. */
 char *pgreg_migrate_sql(void);
-extern const char pgreg_list_sql[], pgreg_load_sql[], pgreg_tick_sql[];
+extern const char pgreg_list_sql[], pgreg_load_sql[], pgreg_tick_sql[], pgreg_facts_sql[];
 
 /* postgresql_req.c */
 /* All writes of a group as a JSON array for apply(). Caller frees. */
@@ -67,6 +67,7 @@ char *pgreg_encode(struct pgreg *r, const struct req_list *reqs, size_t *ret_n);
 /* apply()'s result for them. ERR_PROTO when it is not one. */
 int pgreg_decode(struct pgreg *r, struct req_list *reqs, const char *json, struct err *err);
 int pgreg_take_tasks(struct pgreg *r, struct req *q, const struct pg_result *res);
+void pgreg_take_facts(struct req *q, const struct pg_result *res);
 int pgreg_take_records(struct req *q, const struct pg_result *res);
 /* Sends what must come first on each new connection: the schema. */
 void pgreg_set_path(struct pgreg *r, struct pg *p);

@@ -135,6 +135,35 @@ static json_t *commit_json(const struct req *q)
     return a;
 }
 
+static json_t *spec_json(const struct pgreg *r, const struct req *q)
+{
+    char *spec = seal_put(r->seal, q->task.spec_json);
+    json_t *a = array("spec");
+
+    put(a, text(q->task.id));
+    put(a, text(q->task.spec_json));
+    put(a, text(spec));
+    free(spec);
+    return a;
+}
+
+static json_t *facts_json(const struct req *q)
+{
+    json_t *a = array("facts"), *list = json_array();
+    const struct change *c;
+
+    STAILQ_FOREACH (c, &q->changes, next) {
+        json_t *one = json_array();
+
+        put(one, text(c->target));
+        put(one, text(c->ckpt.dst_channel));
+        put(one, u64(c->tt));
+        put(list, one);
+    }
+    put(a, list);
+    return a;
+}
+
 static json_t *req_json(const struct pgreg *r, const struct req *q)
 {
     json_t *a;
@@ -166,8 +195,13 @@ static json_t *req_json(const struct pgreg *r, const struct req *q)
         put(a, text(q->task.id));
         put(a, text(q->nonce));
         return a;
+    case REQ_PUT_SPEC:
+        return spec_json(r, q);
+    case REQ_PUT_FACTS:
+        return facts_json(q);
     case REQ_COMMIT:
         return commit_json(q);
+    case REQ_FACTS:
     case REQ_LIST:
     case REQ_LOAD:
     case REQ_LOAD_TICK:
@@ -293,6 +327,12 @@ int pgreg_take_tasks(struct pgreg *r, struct req *q, const struct pg_result *res
             return q->err.code;
     }
     return 0;
+}
+
+void pgreg_take_facts(struct req *q, const struct pg_result *res)
+{
+    for (size_t i = 0; i < pg_rows(res); i++)
+        req_add_fact(q, pg_value(res, i, 0), pg_value(res, i, 1), (uint64_t)number(res, i, 2));
 }
 
 static uint64_t at(const json_t *a, size_t i)

@@ -160,6 +160,10 @@ static const char *const migrations[PGREG_SCHEMA] = {
     "  RETURN jsonb_build_object('epoch', l.epoch, 'since', wall_ms(l.since));"
     " END $f$;"
 
+    "CREATE FUNCTION raise_epoch(p_key text, p_epoch bigint) RETURNS void LANGUAGE sql AS $f$"
+    " INSERT INTO lease AS l VALUES (p_key, '', p_epoch, clock_timestamp(), '-infinity')"
+    " ON CONFLICT (target_key) DO UPDATE SET epoch = greatest(l.epoch, excluded.epoch) $f$;"
+
     "CREATE FUNCTION apply_one(o jsonb) RETURNS jsonb LANGUAGE plpgsql AS $f$"
     " DECLARE v_bad jsonb;"
     " BEGIN"
@@ -187,6 +191,11 @@ static const char *const migrations[PGREG_SCHEMA] = {
     "   UPDATE lease SET owner = '', until = '-infinity' WHERE owner = o->>1;"
     "   DELETE FROM daemon WHERE id = o->>1;"
     "   PERFORM tell('l');"
+    "  WHEN 'spec' THEN" /* only what is not sealed yet is equal to its text */
+    "   UPDATE task SET spec_json = o->>3 WHERE id = o->>1 AND spec_json = o->>2;"
+    "  WHEN 'facts' THEN"
+    "   PERFORM CASE WHEN f->>1 IS NULL THEN raise_epoch(f->>0, (f->>2)::bigint)"
+    "    ELSE change('', jsonb_build_array('tick', f->0, f->1, f->2)) END FROM jsonb_array_elements(o->1) AS f;"
     "  WHEN 'undo' THEN"
     "   DELETE FROM task WHERE id = o->>1 AND nonce = o->>2 AND state = 0;"
     "   PERFORM tell('t:' || (o->>1));"
@@ -312,3 +321,6 @@ const char pgreg_load_sql[] =
     " (SELECT json_agg(json_build_array(collection_id, json) ORDER BY collection_id) FROM collection WHERE task_id = $1)";
 
 const char pgreg_tick_sql[] = "SELECT tt FROM target_tick WHERE target = $1 AND dst_channel = $2";
+
+const char pgreg_facts_sql[] = "SELECT target, dst_channel, tt FROM target_tick"
+                               " UNION ALL SELECT target_key, NULL, epoch FROM lease ORDER BY 1, 2";

@@ -45,12 +45,17 @@ static void answer(const struct req *q)
     case REQ_RELEASE:
     case REQ_LEAVE:
     case REQ_UNDO_CREATE:
+    case REQ_PUT_SPEC:
+    case REQ_PUT_FACTS:
     case REQ_COMMIT:
         if (q->cb.done)
             q->cb.done(q->arg, err);
         break;
     case REQ_CLAIM:
         q->cb.lease(q->arg, err, &(struct reg_lease){q->task.target_key, q->number, q->since_ms});
+        break;
+    case REQ_FACTS:
+        q->cb.facts(q->arg, err, q->facts, q->n_facts);
         break;
     case REQ_LOAD:
         q->cb.load(q->arg, err, q->ckpts, q->n_ckpts, q->colls, q->n_colls);
@@ -420,6 +425,43 @@ void regq_close(struct registry *base)
     r->backend->finish(r);
     free_list(&r->finished);
     loop_defer(r->loop, r->backend->free, r);
+}
+
+/* ---- administration */
+
+void registry_facts(struct registry *base, reg_facts_fn done, void *arg)
+{
+    struct req *q = req_new(REQ_FACTS);
+
+    q->cb.facts = done;
+    regq_enqueue_api(regq_of(base), q, arg);
+}
+
+void registry_put_facts(struct registry *base, const struct reg_fact *facts, size_t n, reg_done_fn done, void *arg)
+{
+    struct req *q = req_new(REQ_PUT_FACTS);
+
+    for (size_t i = 0; i < n; i++) {
+        struct change *c = xcalloc(1, sizeof(*c));
+
+        c->kind = CHANGE_TICK;
+        c->target = xstrdup(facts[i].target);
+        c->ckpt.dst_channel = xstrdup(facts[i].channel);
+        c->tt = facts[i].number;
+        STAILQ_INSERT_TAIL(&q->changes, c, next);
+    }
+    q->cb.done = done;
+    regq_enqueue_api(regq_of(base), q, arg);
+}
+
+void registry_seal_spec(struct registry *base, const char *task_id, const char *spec_json, reg_done_fn done, void *arg)
+{
+    struct req *q = req_new(REQ_PUT_SPEC);
+
+    q->task.id = xstrdup(task_id);
+    q->task.spec_json = xstrdup(spec_json);
+    q->cb.done = done;
+    regq_enqueue_api(regq_of(base), q, arg);
 }
 
 /* ---- the store of one task */

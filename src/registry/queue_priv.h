@@ -14,6 +14,7 @@
 
 #include "base/backoff.h"
 #include "loop/loop.h"
+#include "registry/admin.h"
 #include "registry/registry.h"
 
 enum {
@@ -32,6 +33,9 @@ enum req_kind {
     REQ_RELEASE,
     REQ_LEAVE,       /* of a shared registry only, as the next */
     REQ_UNDO_CREATE, /* of this nonce, when it was carried out after all */
+    REQ_PUT_SPEC, /* admin.h, as the next two */
+    REQ_FACTS,
+    REQ_PUT_FACTS,
     REQ_COMMIT,
     REQ_LOAD,
     REQ_LOAD_TICK
@@ -67,6 +71,7 @@ struct req {
         reg_lease_fn lease;
         store_load_fn load;
         store_tick_fn tick;
+        reg_facts_fn facts;
     } cb;
     void *arg;
     uint64_t deadline_ms; /* clock_mono_ms(); 0: is tried for ever */
@@ -87,7 +92,8 @@ struct req {
     struct reg_task *tasks;
     struct repl_ckpt *ckpts;
     struct repl_collection_rec *colls;
-    size_t n_tasks, n_ckpts, n_colls;
+    struct reg_fact *facts;
+    size_t n_tasks, n_ckpts, n_colls, n_facts;
 };
 TAILQ_HEAD(req_list, req);
 
@@ -96,6 +102,7 @@ void req_free(struct req *q);
 void change_free(struct change *c);
 bool req_writes(const struct req *q);
 
+void req_add_fact(struct req *q, const char *target, const char *channel, uint64_t number);
 void req_drop_result(struct req *q); /* before another try */
 
 /* ---- the queue */

@@ -38,13 +38,24 @@ void req_drop_result(struct req *q)
         ckpt_release(&q->ckpts[i]);
     for (size_t i = 0; i < q->n_colls; i++)
         free(q->colls[i].json);
+    for (size_t i = 0; i < q->n_facts; i++) {
+        free(q->facts[i].target);
+        free(q->facts[i].channel);
+    }
+    xfree(&q->facts);
     xfree(&q->tasks);
     xfree(&q->ckpts);
     xfree(&q->colls);
-    q->n_tasks = q->n_ckpts = q->n_colls = 0;
+    q->n_tasks = q->n_ckpts = q->n_colls = q->n_facts = 0;
     q->number = 0;
     q->since_ms = 0;
     q->err = (struct err){0};
+}
+
+void req_add_fact(struct req *q, const char *target, const char *channel, uint64_t number)
+{
+    q->facts = xrealloc(q->facts, (q->n_facts + 1) * sizeof(*q->facts));
+    q->facts[q->n_facts++] = (struct reg_fact){xstrdup(target), xstrdup(channel), number};
 }
 
 void change_free(struct change *c)
@@ -75,5 +86,5 @@ void req_free(struct req *q)
 
 bool req_writes(const struct req *q)
 {
-    return q->kind != REQ_LIST && q->kind != REQ_LOAD && q->kind != REQ_LOAD_TICK;
+    return q->kind != REQ_LIST && q->kind != REQ_FACTS && q->kind != REQ_LOAD && q->kind != REQ_LOAD_TICK;
 }

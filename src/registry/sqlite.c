@@ -65,7 +65,12 @@ static const struct registry_ops sqlreg_ops = {
 
 struct registry *registry_sqlite_open(struct loop *l, const char *path, struct err *err)
 {
-    struct regdb *db = regdb_open(path, err);
+    return registry_sqlite_open_sealed(l, path, NULL, err);
+}
+
+struct registry *registry_sqlite_open_sealed(struct loop *l, const char *path, const struct seal *seal, struct err *err)
+{
+    struct regdb *db = regdb_open(path, seal, err);
     struct sqlreg *r;
 
     if (!db)

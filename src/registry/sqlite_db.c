@@ -4,6 +4,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "registry/seal.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -70,6 +71,7 @@ static const char *const migrations[REGDB_SCHEMA] = {
     "ALTER TABLE task DROP COLUMN epoch;"
     "ALTER TABLE task DROP COLUMN lease_until_ms;"
     "ALTER TABLE task ADD COLUMN keep INTEGER NOT NULL DEFAULT 0;"
+    "CREATE TABLE seal (proof TEXT NOT NULL);"
     "UPDATE task SET keep = 1 WHERE json_valid(spec_json)"
     " AND json_extract(spec_json, '$.request.keep_queryable');",
 };
@@ -119,6 +121,14 @@ static const char *const stmt_sql[N_STMTS] = {
                         " ON CONFLICT (target, dst_channel) DO UPDATE SET tt = excluded.tt"
                         " WHERE CASE WHEN (tt < 0) = (excluded.tt < 0) THEN excluded.tt > tt"
                         " ELSE excluded.tt < 0 END",
+    [STMT_TICK_LIST] = "SELECT target, dst_channel, tt FROM target_tick ORDER BY target, dst_channel",
+    [STMT_LEASE_LIST] = "SELECT target_key, epoch FROM lease ORDER BY target_key",
+    [STMT_LEASE_RAISE] = "INSERT INTO lease (target_key, owner, epoch, since_ms) VALUES (?1, '', ?2, 0)"
+                         " ON CONFLICT (target_key) DO UPDATE SET epoch = max(epoch, excluded.epoch)",
+    /* Only what is not sealed yet is equal to its text. */
+    [STMT_SPEC_PUT] = "UPDATE task SET spec_json = ?3 WHERE id = ?1 AND spec_json = ?2",
+    [STMT_SEAL_GET] = "SELECT proof FROM seal",
+    [STMT_SEAL_PUT] = "INSERT INTO seal VALUES (?1)",
 };
 
 /* ---- errors */
@@ -355,6 +365,28 @@ static int prepare_all(struct regdb *db, struct err *err)
     return 0;
 }
 
+static int check_seal(struct regdb *db, struct err *err)
+{
+    sqlite3_stmt *get = db->stmts[STMT_SEAL_GET], *put = db->stmts[STMT_SEAL_PUT];
+    const char *proof = sqlite3_step(get) == SQLITE_ROW ? (const char *)sqlite3_column_text(get, 0) : NULL;
+    char *new;
+    int rc = seal_check(db->seal, proof, &new, err);
+
+    sqlite3_reset(get);
+    if (rc)
+        return err_wrap(err, "registry %s", db->path);
+    if (!new)
+        return 0;
+    sqlite3_bind_text(put, 1, new, -1, SQLITE_STATIC);
+    rc = sqlite3_step(put);
+    if (rc != SQLITE_DONE)
+        regdb_error(db, rc, err);
+    sqlite3_reset(put);
+    sqlite3_clear_bindings(put);
+    free(new);
+    return rc == SQLITE_DONE ? 0 : ERR_IO;
+}
+
 static int open_handle(struct regdb *db, struct err *err)
 {
     int rc = sqlite3_open_v2(db->path, &db->h, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
@@ -366,16 +398,17 @@ static int open_handle(struct regdb *db, struct err *err)
     return 0;
 }
 
-struct regdb *regdb_open(const char *path, struct err *err)
+struct regdb *regdb_open(const char *path, const struct seal *seal, struct err *err)
 {
     struct regdb *db = xcalloc(1, sizeof(*db));
     int64_t version = 0;
 
     db->path = xstrdup(path);
     db->lock_fd = -1;
+    db->seal = seal;
     if (take_lock(db, err) || make_private(db, err) || open_handle(db, err) ||
         check_version(db, &version, err) || check_integrity(db, err) || set_wal(db, err) ||
-        migrate(db, version, err) || prepare_all(db, err)) {
+        migrate(db, version, err) || prepare_all(db, err) || check_seal(db, err)) {
         if (err)
             err->cls = ERRC_USER; /* nobody tries again by himself */
         regdb_close(db);

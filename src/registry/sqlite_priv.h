@@ -14,6 +14,7 @@
 
 #include "registry/queue_priv.h"
 
+struct seal;
 struct xthread;
 
 enum {
@@ -46,6 +47,12 @@ enum regdb_stmt {
     STMT_COLL_DELETE,
     STMT_TICK_GET,
     STMT_TICK_RAISE,
+    STMT_TICK_LIST,
+    STMT_LEASE_LIST,
+    STMT_LEASE_RAISE,
+    STMT_SPEC_PUT,
+    STMT_SEAL_GET,
+    STMT_SEAL_PUT,
     N_STMTS
 };
 
@@ -53,12 +60,13 @@ struct regdb {
     sqlite3 *h;
     char *path;
     int lock_fd;
+    const struct seal *seal; /* borrowed, or NULL */
     sqlite3_stmt *stmts[N_STMTS];
 };
 
 /* Takes the lock, makes or checks the file. NULL with a text that names the path and what to
  * change. */
-struct regdb *regdb_open(const char *path, struct err *err);
+struct regdb *regdb_open(const char *path, const struct seal *seal, struct err *err);
 /* Checkpoints the WAL, closes, drops the lock. NULL is allowed. */
 void regdb_close(struct regdb *db);
 /* Does it pass by itself (space, locks, a disk that comes back)? */

@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "registry/seal.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -119,12 +120,15 @@ static int guard_task(struct regdb *db, struct req *q, int (*absent)(struct req 
 
 /* ---- tasks */
 
-static void add_task(struct req *q, sqlite3_stmt *s)
+/* Without the key, the request fails. */
+static void add_task(struct regdb *db, struct req *q, sqlite3_stmt *s)
 {
+    char *spec = seal_get(db->seal, (const char *)sqlite3_column_text(s, 1), &q->err);
+
     q->tasks = xrealloc(q->tasks, (q->n_tasks + 1) * sizeof(*q->tasks));
     q->tasks[q->n_tasks++] = (struct reg_task){
         .id = column_dup(s, 0),
-        .spec_json = column_dup(s, 1),
+        .spec_json = spec,
         .target_key = column_dup(s, 2),
         .state = (enum task_state)sqlite3_column_int(s, 3),
         .reason = column_dup(s, 4),
@@ -144,7 +148,7 @@ static int do_list(struct regdb *db, struct req *q)
 
     bind_text(s, 1, q->task.id); /* NULL binds as NULL: all */
     while ((rc = sqlite3_step(s)) == SQLITE_ROW)
-        add_task(q, s);
+        add_task(db, q, s);
     return finish(s, rc);
 }
 
@@ -153,12 +157,14 @@ static int do_create(struct regdb *db, struct req *q)
     sqlite3_stmt *s = db->stmts[STMT_TASK_INSERT];
     const struct reg_task *t = &q->task;
     int64_t now = (int64_t)clock_wall_ms();
+    char *spec;
     int rc = guard(db, q, t->target_key);
 
     if (rc || q->err.code)
         return rc;
+    spec = seal_put(db->seal, t->spec_json);
     bind_text(s, 1, t->id);
-    bind_text(s, 2, t->spec_json);
+    bind_text(s, 2, spec);
     bind_text(s, 3, t->target_key);
     bind_i64(s, 4, t->state);
     bind_text(s, 5, t->reason);
@@ -166,6 +172,7 @@ static int do_create(struct regdb *db, struct req *q)
     bind_i64(s, 7, t->updated_ms ? t->updated_ms : now);
     bind_i64(s, 8, t->keep);
     rc = run(db, STMT_TASK_INSERT);
+    free(spec);
     if (rc == 0 && sqlite3_changes(db->h) == 0)
         err_set(&q->err, ERR_EXISTS, ERRC_USER, "task %s exists already", t->id);
     return rc;
@@ -369,6 +376,59 @@ static int do_load_tick(struct regdb *db, struct req *q)
     return finish(s, rc);
 }
 
+/* ---- administration */
+
+static int do_put_spec(struct regdb *db, const struct req *q)
+{
+    sqlite3_stmt *s = db->stmts[STMT_SPEC_PUT];
+    char *spec = seal_put(db->seal, q->task.spec_json);
+    int rc;
+
+    bind_text(s, 1, q->task.id);
+    bind_text(s, 2, q->task.spec_json);
+    bind_text(s, 3, spec);
+    rc = run(db, STMT_SPEC_PUT);
+    free(spec);
+    return rc;
+}
+
+static int do_facts(struct regdb *db, struct req *q)
+{
+    sqlite3_stmt *s = db->stmts[STMT_TICK_LIST];
+    int rc;
+
+    while ((rc = sqlite3_step(s)) == SQLITE_ROW)
+        req_add_fact(q, (const char *)sqlite3_column_text(s, 0), (const char *)sqlite3_column_text(s, 1),
+                     column_u64(s, 2));
+    if ((rc = finish(s, rc)))
+        return rc;
+    s = db->stmts[STMT_LEASE_LIST];
+    while ((rc = sqlite3_step(s)) == SQLITE_ROW)
+        req_add_fact(q, (const char *)sqlite3_column_text(s, 0), NULL, column_u64(s, 1));
+    return finish(s, rc);
+}
+
+static int do_put_facts(struct regdb *db, const struct req *q)
+{
+    sqlite3_stmt *s = db->stmts[STMT_LEASE_RAISE];
+    const struct change *c;
+
+    STAILQ_FOREACH (c, &q->changes, next) {
+        int rc;
+
+        if (c->ckpt.dst_channel) {
+            rc = raise_tick(db, c);
+        } else {
+            bind_text(s, 1, c->target);
+            bind_u64(s, 2, c->tt);
+            rc = run(db, STMT_LEASE_RAISE);
+        }
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
 static int run_one(struct regdb *db, struct req *q)
 {
     switch (q->kind) {
@@ -390,6 +450,12 @@ static int run_one(struct regdb *db, struct req *q)
         return do_load(db, q);
     case REQ_LOAD_TICK:
         return do_load_tick(db, q);
+    case REQ_PUT_SPEC:
+        return do_put_spec(db, q);
+    case REQ_FACTS:
+        return do_facts(db, q);
+    case REQ_PUT_FACTS:
+        return do_put_facts(db, q);
     case REQ_LEAVE:
     case REQ_UNDO_CREATE:
         break; /* of a shared registry only */

@@ -273,7 +273,7 @@ static void file_of_the_go_daemon(void **state)
     assert_string_equal(cfg->rocksmq_path, "/rdb");
     assert_in(logged, "key=sourceConfig.pulsar.address");
     assert_in(logged,
-              "metaStoreConfig is not used: tasks are kept in an SQLite file: see registry.path");
+              "metaStoreConfig is not used: tasks are kept in an SQLite file or in PostgreSQL: see registry.type");
     assert_in(logged, "key=metaStoreConfig");
     assert_in(logged, "key=sourceConfig.readChanLen");
     assert_in(logged, "key=sourceConfig.defaultPartitionName");
@@ -337,7 +337,29 @@ static void modes_are_refused(void **state)
                "remove replicateID");
     load_fails("address: h:1\n", ERR_INVALID, "sourceConfig.replicateChan",
                "<cluster prefix>-replicate-msg");
-    load_fails(MIN_YAML "registry: {type: mysql}\n", ERR_INVALID, ":2: registry.type", "sqlite");
+    load_fails(MIN_YAML "registry: {type: mysql}\n", ERR_INVALID, ":2: registry.type", "sqlite, postgresql");
+}
+
+static void registries(void **state)
+{
+    (void)state;
+    load_ok(MIN_YAML);
+    assert_int_equal(cfg->lease_ms, 6000);
+    assert_string_equal(cfg->postgresql.schema, "milvus_cdc");
+    assert_null(cfg->registry_key_file);
+    load_ok(MIN_YAML "registry: {type: PostgreSQL, uri: 'postgresql://u:sesame@h/d', leaseSeconds: 2, keyFile: /k}\n");
+    assert_string_equal(cfg->registry_type, "postgresql");
+    assert_string_equal(cfg->postgresql.uri, "postgresql://u:sesame@h/d");
+    assert_string_equal(cfg->registry_key_file, "/k");
+    assert_int_equal(cfg->lease_ms, 2000);
+    load_ok(MIN_YAML "registry: {type: postgresql, host: 'a,b', port: 5433, user: u, database: d, sslmode: verify-full}\n");
+    assert_string_equal(cfg->postgresql.host, "a,b");
+    assert_string_equal(cfg->postgresql.port, "5433");
+    load_fails(MIN_YAML "registry: {type: postgresql}\n", ERR_INVALID, ":2: registry.type", "registry.uri");
+    load_fails(MIN_YAML "registry: {type: postgresql, uri: 'postgresql://u:sesame@h/d', host: h}\n", ERR_INVALID,
+               ":2: registry.host", "registry.uri");
+    assert_null(strstr(err.text, "sesame"));
+    load_fails(MIN_YAML "registry: {leaseSeconds: 1}\n", ERR_INVALID, ":2: registry.leaseSeconds", "from 2 to 300 s");
 }
 
 /* ---- wrong values */
@@ -552,6 +574,7 @@ int main(void)
         cmocka_unit_test_teardown(file_of_the_go_daemon, each_teardown),
         cmocka_unit_test_teardown(one_queue_is_read, each_teardown),
         cmocka_unit_test_teardown(modes_are_refused, each_teardown),
+        cmocka_unit_test_teardown(registries, each_teardown),
         cmocka_unit_test_teardown(wrong_values, each_teardown),
         cmocka_unit_test_teardown(secrets_stay_secret, each_teardown),
         cmocka_unit_test_teardown(not_yaml, each_teardown),
