@@ -3,11 +3,13 @@
  */
 #include <event2/event.h>
 #include <getopt.h>
+#include <inttypes.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "api/server.h"
@@ -158,7 +160,8 @@ static int start_tasks(struct daemon *d, struct err *err)
                                                     .registry = d->registry,
                                                     .catalog = d->catalog,
                                                     .wal = queue_port(d->queue),
-                                                    .daemon_id = d->id});
+                                                    .daemon_id = d->id,
+                                                    .lease_ms = d->config->lease_ms});
     d->api = api_start(d->loop, d->config, d->manager, err);
     if (!d->api)
         return err->code;
@@ -187,12 +190,22 @@ static void on_queue_found(void *arg, const struct err *err)
         fail(d, &e);
 }
 
-static int start(struct daemon *d, struct err *err)
+/* A name for people, and unlike that of any other process: one that took over a lease must never be taken for us. */
+static void make_id(struct daemon *d)
 {
     char host[64] = "";
+    uint32_t random = 0;
 
-    (void)gethostname(host, sizeof(host) - 1); /* a name to tell daemons apart; empty is fine */
-    snprintf(d->id, sizeof(d->id), "%s:%s", host, d->config->address);
+    (void)gethostname(host, sizeof(host) - 1); /* empty is fine */
+    if (getrandom(&random, sizeof(random), 0) != (ssize_t)sizeof(random))
+        abort();
+    snprintf(d->id, sizeof(d->id), "%s/%s#%08" PRIx32, host, d->config->address, random);
+}
+
+static int start(struct daemon *d, struct err *err)
+{
+
+    make_id(d);
     if (daemon_registry_open(&d->store, d->loop, d->config, err))
         return err->code;
     d->registry = d->store.registry;

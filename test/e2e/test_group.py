@@ -18,8 +18,6 @@ class Group:
     def __init__(self, lab, database, n, lease=LEASE):
         self.lab = lab
         self.registry = {"type": "postgresql", "uri": database, "leaseSeconds": lease}
-        os.environ["CDC_TMP_PG"], os.environ["CDC_TMP_LEASE"] = database, str(lease)
-        self.registry = {"type": "sqlite", "path": "x.db"}
         self.c = [lab.cdc(registry=self.registry) for _ in range(n)]
         for c in self.c:
             self.wait_ready(c)
@@ -170,6 +168,7 @@ def test_tasks_spread_and_move(lab, group):
         g.wait_ready(g.c[2])
         wait_for("two each", lambda: spread() == [2, 2, 2], 20)
         assert g.c[0].stop() == 0
+        g.c[0].ended_on_purpose = True
         wait_for("three each", lambda: spread() == [3, 3], 20)
         assert all(g.c[1].task(t)["state"] == "Running" for t in tasks)
     finally:
