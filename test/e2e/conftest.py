@@ -18,7 +18,7 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2  # noqa: E402
 import queues  # noqa: E402
 import servers  # noqa: E402
 from compare import CALL_ERRORS, Side, wait_equal  # noqa: E402
-from servers import Cdc, Etcd, Milvus, remove_tree, wait_for  # noqa: E402
+from servers import Cdc, Etcd, Milvus, Postgres, remove_tree, wait_for  # noqa: E402
 from workload import SHAPES, Table  # noqa: E402
 
 QUEUE = os.environ.get("E2E_QUEUE") or "rocksmq"  # of the source: rocksmq, kafka, pulsar, natsmq
@@ -68,6 +68,14 @@ class Pair:
             if not s.alive():
                 s.start()
         self.wait_ready()
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """One server for the run; a database for each test."""
+    server = Postgres(FOLDER / "postgres").start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")
