@@ -17,16 +17,18 @@
 #include "registry/seal.h"
 
 static const char usage[] =
-    "usage: milvus-cdc registry migrate [--config FILE]                 makes or updates the registry's schema, and seals\n"
-    "                                                                  secrets when registry.keyFile is given\n"
-    "       milvus-cdc registry export [--config FILE] FILE             writes tasks and checkpoints as JSON (mode 0600)\n"
-    "       milvus-cdc registry import [--config FILE] [--merge] FILE   reads them into an empty registry; --merge: into\n"
-    "                                                                  any, tasks that are there already stay as they are\n"
-    "       milvus-cdc registry genkey FILE                             makes a key for registry.keyFile\n"
+    "usage: milvus-cdc registry migrate [--config FILE]\n"
+    "           makes or updates the registry's schema, and seals secrets when registry.keyFile is given\n"
+    "       milvus-cdc registry export [--config FILE] FILE\n"
+    "           writes tasks and checkpoints as JSON (mode 0600)\n"
+    "       milvus-cdc registry import [--config FILE] [--merge] FILE\n"
+    "           reads them into an empty registry; --merge: into any, tasks that are there already stay as they are\n"
+    "       milvus-cdc registry genkey FILE\n"
+    "           makes a key for registry.keyFile\n"
     "\n"
-    "The registry is the one of the configuration (default ./configs/cdc.yaml, else /etc/milvus-cdc/cdc.yaml); FILE may\n"
-    "be -. Stop the daemons before export and until import has ended. A move from SQLite to PostgreSQL: export with\n"
-    "the old configuration, import with the new one.\n";
+    "The registry is the one of the configuration (default ./configs/cdc.yaml, else /etc/milvus-cdc/cdc.yaml); FILE\n"
+    "may be -. Stop the daemons before export and until import has ended. A move from SQLite to PostgreSQL: export\n"
+    "with the old configuration, import with the new one.\n";
 
 /* ---- calls, one at a time */
 

@@ -84,8 +84,8 @@ static int export_task(struct reg_cmd *c, const struct reg_task *t, json_t *task
 {
     struct store *s = c->r->ops->store_open(c->r, t->id, "", 0);
     char *spec = seal_put(c->store->seal, t->spec_json);
-    json_t *o = json_pack("{s:s, s:s, s:s, s:i, s:b, s:s, s:I, s:I}", "id", t->id, "spec", spec, "target", t->target_key,
-                          "state", (int)t->state, "keep", (int)t->keep, "reason", t->reason, "created_ms",
+    json_t *o = json_pack("{s:s, s:s, s:s, s:i, s:b, s:s, s:I, s:I}", "id", t->id, "spec", spec, "target",
+                          t->target_key, "state", (int)t->state, "keep", (int)t->keep, "reason", t->reason, "created_ms",
                           (json_int_t)t->created_ms, "updated_ms", (json_int_t)t->updated_ms);
 
     free(spec);
@@ -177,8 +177,9 @@ static int put_facts(struct reg_cmd *c, const json_t *targets)
     json_t *o;
 
     json_array_foreach (targets, i, o)
-        facts[i] = (struct reg_fact){(char *)get_text(o, "target"), (char *)json_string_value(json_object_get(o, "channel")),
-                                     get_u64(json_object_get(o, "number"))};
+        facts[i] = (struct reg_fact){.target = (char *)get_text(o, "target"),
+                                     .channel = (char *)json_string_value(json_object_get(o, "channel")),
+                                     .number = get_u64(json_object_get(o, "number"))};
     registry_put_facts(c->r, facts, n, reg_cmd_done, c);
     free(facts);
     return reg_cmd_wait(c);

@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "daemon/config.h"
 #include "task/priv.h"
 
 uint64_t holding_epoch(const struct manager *m, const char *target_key)
@@ -52,7 +53,7 @@ void holding_claim(struct manager *m, const char *target_key)
     h->m = m;
     h->key = xstrdup(target_key);
     HASH_ADD_KEYPTR(hh, m->holdings, h->key, strlen(h->key), h);
-    m->d.registry->ops->claim(m->d.registry, h->key, m->d.daemon_id, 0, on_claimed, h);
+    m->d.registry->ops->claim(m->d.registry, h->key, m->d.daemon_id, m->d.config->lease_ms, on_claimed, h);
 }
 
 void holdings_free(struct manager *m)

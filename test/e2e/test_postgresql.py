@@ -4,15 +4,17 @@ import os
 import selectors
 import stat
 import subprocess
+import urllib.error
+import urllib.request
 
 import pytest
 import yaml
 
-from servers import ROOT, find_program
+from servers import ROOT, find_program, wait_for
 
 
 def run_with_control(program, env, server, folder):
-    """Runs a C test that may start, stop, kill, pause and continue the server by $PG_CTL. Returns (exit code, output)."""
+    """Runs a C test that may start, stop, kill, pause and continue the server by $PG_CTL. Returns (code, output)."""
     commands, replies, ctl = folder / "commands", folder / "replies", folder / "ctl"
     for fifo in (commands, replies):
         os.mkfifo(fifo)
@@ -62,8 +64,8 @@ class Registry:
 EXPORT = {
     "milvus_cdc_registry": 1,
     "tasks": [
-        {"id": "a", "spec": '{"request":{"milvus_connect_param":{"token":"sesame-open"}},"exclude":[]}', "target": "h:1",
-         "state": 2, "keep": True, "reason": "because \"x\" ä", "created_ms": 1, "updated_ms": 2,
+        {"id": "a", "spec": '{"request":{"milvus_connect_param":{"token":"sesame-open"}},"exclude":[]}',
+         "target": "h:1", "state": 2, "keep": True, "reason": "because \"x\" ä", "created_ms": 1, "updated_ms": 2,
          "checkpoints": [{"source": "s", "target": "d", "target_position": "cG9z",
                           "numbers": [str(2**64 - 1), "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12",
                                       str(2**63)]},
@@ -126,7 +128,8 @@ def test_move_from_sqlite(postgres, tmp_path):
     back.run("import", file)
     plain = Registry(tmp_path, "plain", type="sqlite", path=str(tmp_path / "plain.db"))
     assert "keyFile" in plain.run("import", file, code=1)
-    assert "keyFile" in Registry(tmp_path, "nokey", type="sqlite", path=str(tmp_path / "back.db")).run("migrate", code=1)
+    no_key = Registry(tmp_path, "nokey", type="sqlite", path=str(tmp_path / "back.db"))
+    assert "keyFile" in no_key.run("migrate", code=1)
     assert b"sesame" not in (tmp_path / "back.db").read_bytes()
 
 
@@ -149,7 +152,8 @@ def test_migrate_seals(postgres, tmp_path):
     key.unlink()
     subprocess.run([find_program(), "registry", "genkey", key], check=True)
     assert "another key" in closed.run("migrate", code=1)
-    assert "exists" in subprocess.run([find_program(), "registry", "genkey", key], capture_output=True, text=True).stderr
+    r = subprocess.run([find_program(), "registry", "genkey", key], capture_output=True, text=True)
+    assert r.returncode == 1 and "exists" in r.stderr
 
 
 def test_wrong_settings_are_told(postgres, tmp_path):
@@ -167,3 +171,34 @@ def test_wrong_settings_are_told(postgres, tmp_path):
 def test_arguments(args):
     r = subprocess.run([find_program(), "registry", *args], capture_output=True, text=True)
     assert r.returncode == 2 and "usage" in r.stderr
+
+
+def test_daemon_on_postgresql(lab, postgres, writing):
+    """Checkpoints wait while PostgreSQL is away, the API says why, and all goes on by itself."""
+    cdc = lab.cdc(registry={"type": "postgresql", "uri": postgres.database("daemon")})
+    task = lab.create(cdc, ["*"])
+    table = lab.table("a")
+    with writing(table) as w:
+        w.wait_batches(5)
+        for away, back in ((postgres.kill, postgres.start), (postgres.pause, postgres.cont)):
+            away()
+            error = wait_for("the registry is away", lambda: trouble(cdc), 30)
+            assert f"127.0.0.1:{postgres.port}" in error
+            w.wait_batches(5)
+            back()
+            wait_for("the registry is back", lambda: trouble(cdc) is None, 30)
+            w.wait_batches(5)
+        cdc.kill()
+        cdc.start()
+        w.wait_batches(5)
+    lab.equal(cdc, task, [table], timeout=240)
+    assert cdc.task(task)["state"] == "Running"
+
+
+def trouble(cdc):
+    """What /readyz says while it is not ready, or None."""
+    try:
+        with urllib.request.urlopen(cdc.url + "/readyz", timeout=5):
+            return None
+    except urllib.error.HTTPError as e:
+        return e.read().decode()

@@ -682,8 +682,8 @@ static void a_late_group_is_refused(void **state)
     s = reg->ops->store_open(reg, "t", ME, epoch);
     commit_done(s, "t", "a", 1, &a);
     assert_ok(&a);
-    dead = xasprintf("SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT apply%%' AND datname = current_database()"
-                     " AND application_name = 'milvus-cdc' ORDER BY query_start DESC LIMIT 1");
+    dead = xasprintf("SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT apply%%'"
+                     " AND datname = current_database() AND application_name = 'milvus-cdc' ORDER BY query_start DESC LIMIT 1");
     connect_sql();
     pid = atoi(query(dead));
     free(dead);
@@ -771,8 +771,8 @@ static void steady_load_is_small(void **state)
     UNTIL(left == 0);
     ms = clock_mono_ms() - begin;
     groups = pgreg_of(reg)->q.n_groups - groups;
-    print_message("%d tasks: %" PRIu64 " statements in %" PRIu64 " ms, a commit takes %" PRIu64 " us\n", TASKS, groups, ms,
-                  sum_us / (TASKS * SECONDS));
+    print_message("%d tasks: %" PRIu64 " statements in %" PRIu64 " ms, a commit takes %" PRIu64 " us\n", TASKS, groups,
+                  ms, sum_us / (TASKS * SECONDS));
     assert_true(groups * 1000 / ms < 45);
     for (int i = 0; i < TASKS; i++) {
         timer_release(&all[i].timer);
