@@ -73,7 +73,7 @@ class Pair:
 @pytest.fixture(scope="session")
 def postgres():
     """One server for the run; a database for each test."""
-    server = Postgres(FOLDER / "postgres").start()
+    server = Postgres(FOLDER.with_name(f"{FOLDER.name}-postgres")).start()  # pair empties FOLDER
     yield server
     server.stop()
 
