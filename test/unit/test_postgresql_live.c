@@ -700,6 +700,48 @@ static void a_late_group_is_refused(void **state)
     reg->ops->store_free(s);
 }
 
+/* A group whose answer was lost is repeated: with the same outcome. */
+static void repeated_groups_change_nothing(void **state)
+{
+    char *group;
+
+    (void)state;
+    open_reg();
+    create_now("t");
+    query("SELECT 1"); /* its search_path */
+    group = xasprintf("SELECT apply('s', 1, '[[\"create\",\"u\",\"{}\",\"" TARGET "\",0,false,\"\",0,0,\"once\",\"" ME
+                      "\",%" PRIu64 "],[\"state\",\"u\",\"" ME "\",%" PRIu64 ",2,\"x\"]]')",
+                      epoch, epoch);
+    assert_string_equal(query(group), "[null, null]");
+    assert_string_equal(query(group), "[null, null]");
+    assert_tasks("t:0: u:2:x ");
+    memcpy(strstr(group, "once"), "more", 4);
+    assert_string_equal(query(group), "[{\"e\": \"exists\"}, null]");
+    free(group);
+}
+
+/* Told as failed after 2 s, carried out by the server later: it must not come to life. */
+static void a_create_that_was_given_up_is_undone(void **state)
+{
+    struct answer a = {0}, b = {0};
+
+    (void)state;
+    open_reg();
+    query("CREATE SEQUENCE made");
+    query("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$"
+          " BEGIN PERFORM pg_sleep(3.5), nextval('made'); RETURN NEW; END $$");
+    query("CREATE TRIGGER slow BEFORE INSERT ON task FOR EACH ROW EXECUTE FUNCTION slow()");
+    create("late", &a);
+    assert_code(&a, ERR_UNAVAILABLE);
+    assert_int_equal(a.err.cls, ERRC_RETRY);
+    UNTIL(strcmp(query("SELECT is_called FROM made"), "t") == 0); /* the server went on with it */
+    UNTIL(!reg->ops->trouble(reg));
+    assert_tasks("");
+    query("DROP TRIGGER slow ON task");
+    create("late", &b); /* no EXISTS */
+    assert_ok(&b);
+}
+
 /* ---- load */
 
 enum { TASKS = 333, SECONDS = 4 };
@@ -932,6 +974,8 @@ int main(void)
         TEST(others_are_told),
         TEST(requests_are_answered),
         TEST(a_request_is_delivered_once),
+        TEST(repeated_groups_change_nothing),
+        TEST(a_create_that_was_given_up_is_undone),
         TEST(steady_load_is_small),
         TEST(two_migrate_at_once),
         TEST(newer_schema_is_refused),
