@@ -202,6 +202,7 @@ class Postgres(Process):
         self.port = free_port()
         self.data = Path(tempfile.mkdtemp(prefix="milvus-cdc-pg-"))
         atexit.register(shutil.rmtree, self.data, ignore_errors=True)
+        self.options = []  # more of "postgres"
         self.user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig", "KILL"]
         if os.geteuid():
             self.user = []
@@ -219,12 +220,13 @@ class Postgres(Process):
             self._run(self.BIN / "initdb", "-D", self.data / "data", "-U", "postgres", "-A", "trust", "--no-sync",
                       "-E", "UTF8", "--locale=C")
         self._spawn([*self.user, self.BIN / "postgres", "-D", self.data / "data", "-p", self.port, "-k", self.data,
-                     "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "shared_buffers=32MB"], cwd="/")
+                     "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "shared_buffers=32MB", *self.options],
+                    cwd="/")
         self._wait_ready(lambda: self.sql("SELECT 1") == "1", 60)
         return self
 
     def sql(self, text, database="postgres"):
-        return self._run(self.BIN / "psql", "-h", "127.0.0.1", "-p", self.port, "-U", "postgres", "-d", database, "-X",
+        return self._run(self.BIN / "psql", "-h", self.data, "-p", self.port, "-U", "postgres", "-d", database, "-X",
                          "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", text).strip()
 
     def database(self, name):

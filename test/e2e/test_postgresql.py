@@ -2,6 +2,7 @@
 import json
 import os
 import selectors
+import shutil
 import stat
 import subprocess
 import urllib.error
@@ -10,7 +11,7 @@ import urllib.request
 import pytest
 import yaml
 
-from servers import ROOT, find_program, wait_for
+from servers import ROOT, Postgres, find_program, wait_for
 
 
 def run_with_control(program, env, server, folder):
@@ -167,6 +168,12 @@ def test_wrong_settings_are_told(postgres, tmp_path):
     assert "permission denied" in text
 
 
+def test_hosts_are_tried_in_turn(postgres, tmp_path):
+    uri = postgres.database("hosts").replace("@", "@no-such-host.invalid:5,127.0.0.9:5,localhost:").replace(
+        ":127.0.0.1:", ":")
+    assert "up to date" in Registry(tmp_path, "hosts", type="postgresql", uri=uri).run("migrate")
+
+
 @pytest.mark.parametrize("args", [[], ["what"], ["export"], ["migrate", "x"], ["genkey"], ["import", "a", "b"]])
 def test_arguments(args):
     r = subprocess.run([find_program(), "registry", *args], capture_output=True, text=True)
@@ -202,3 +209,44 @@ def trouble(cdc):
             return None
     except urllib.error.HTTPError as e:
         return e.read().decode()
+
+
+@pytest.fixture
+def closed_server(tmp_path):
+    """A server of its own that wants TLS and a password."""
+    server = Postgres(tmp_path / "server")
+    server.options = ["-c", "ssl=on", "-c", f"ssl_cert_file={server.data}/cert", "-c", f"ssl_key_file={server.data}/key",
+                      "-c", f"hba_file={server.data}/hba"]
+    for name in ("cert", "other"):
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                        "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout",
+                        tmp_path / "key", "-out", tmp_path / name], check=True, capture_output=True)
+        if name == "cert":
+            shutil.copy(tmp_path / "key", server.data / "key")
+    shutil.copy(tmp_path / "cert", server.data / "cert")
+    (server.data / "hba").write_text("local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n")
+    for name in ("cert", "key", "hba"):
+        (server.data / name).chmod(0o600)
+        if os.geteuid() == 0:
+            shutil.chown(server.data / name, "postgres", "postgres")
+    server.start().database("closed")
+    server.sql("ALTER ROLE closed PASSWORD 'sesame'")
+    yield server
+    server.stop()
+
+
+def test_tls_and_password(closed_server, tmp_path):
+    passfile = tmp_path / "pgpass"
+    passfile.write_text(f"localhost:{closed_server.port}:closed:closed:sesame\n")
+    passfile.chmod(0o600)
+    parts = dict(type="postgresql", host="localhost", port=str(closed_server.port), user="closed", database="closed",
+                 sslmode="verify-full", sslrootcert=str(tmp_path / "cert"), passfile=str(passfile))
+    assert "up to date" in Registry(tmp_path, "good", **parts).run("migrate")
+    text = Registry(tmp_path, "ca", **dict(parts, sslrootcert=str(tmp_path / "other"))).run("migrate", code=1)
+    assert "certificate verify failed" in text
+    text = Registry(tmp_path, "name", **dict(parts, host="127.0.0.1", password="sesame")).run("migrate", code=1)
+    assert "does not match host name" in text and "sesame" not in text
+    text = Registry(tmp_path, "password", **dict(parts, password="open-sesame")).run("migrate", code=1)
+    assert "password authentication failed" in text and "open-sesame" not in text
+    text = Registry(tmp_path, "plain", **dict(parts, sslmode="disable")).run("migrate", code=1)
+    assert "no encryption" in text
