@@ -15,7 +15,8 @@ declare -A ours=(
     [registry]="base loop pg registry repl/port.h"
     [task]="base loop net pg repl wal milvus registry task daemon/config.h"
     [api]="base loop net pg repl wal milvus registry task api daemon/config.h"
-    [daemon]="base loop net pg repl wal milvus registry task api daemon"
+    [cli]="base loop net pg registry cli repl/port.h daemon/config.h daemon/registry.h"
+    [daemon]="base loop net pg repl wal milvus registry task api cli daemon"
 )
 # layer: libraries it may include, besides libc
 declare -A foreign=(
@@ -29,6 +30,7 @@ declare -A foreign=(
     [registry]="event2 sqlite3 sodium jansson uthash utlist"
     [task]="event2 jansson uthash utlist"
     [api]="event2 jansson uthash utlist nghttp2"
+    [cli]="event2 jansson openssl"
     [daemon]="event2 jansson uthash utlist yaml nghttp2 openssl sqlite3 rocksdb"
 )
 bad=0

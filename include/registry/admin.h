@@ -1,6 +1,6 @@
 /*
- * admin.h - what only "milvus-cdc registry" does: a registry is written out, read into another one, and sealed. For both
- * kinds of registries; calls as those of struct registry_ops.
+ * admin.h - what only "milvus-cdc registry" does: a registry is written out, read into another one, and sealed. For
+ * both kinds of registries; calls as those of struct registry_ops.
  */
 #ifndef REGISTRY_ADMIN_H
 #define REGISTRY_ADMIN_H

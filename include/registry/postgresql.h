@@ -2,8 +2,8 @@
  * postgresql.h - the registry that several daemons share, in a PostgreSQL database (13 and later).
  *
  * Opening does not wait for the server: until it has answered, trouble() says so and calls wait or fail as while it is
- * away: calls of a store wait for ever, calls of the registry fail with RETRY after 2 seconds, a beat at once. What only
- * a person can change (a schema of a newer version, a missing or wrong key) fails each call with class USER at once.
+ * away: calls of a store wait for ever, calls of the registry fail with RETRY after 2 seconds, a beat at once. What
+ * only a person can change (a schema of a newer version, a missing or wrong key) fails each call with class USER at once.
  * The schema is made or migrated by the first daemon that connects.
  */
 #ifndef REGISTRY_POSTGRESQL_H

@@ -157,7 +157,7 @@ struct registry {
  *   ERR_INVALID  of another program, of a newer version, not a regular file
  */
 struct registry *registry_sqlite_open(struct loop *l, const char *path, struct err *err);
-/* The same with secrets sealed (registry/seal.h); seal is borrowed, NULL: none. ERR_AUTH: the key is missing or wrong. */
+/* The same with secrets sealed (registry/seal.h); seal is borrowed, NULL: none. ERR_AUTH: key missing or wrong. */
 struct seal;
 struct registry *registry_sqlite_open_sealed(struct loop *l, const char *path, const struct seal *seal, struct err *err);
 #endif

@@ -9,7 +9,7 @@
 struct err;
 struct seal;
 
-/* Reads the key: 32 bytes raw, as hex or as base64; readable by its owner only. NULL: a USER error that names the file. */
+/* Reads the key: 32 bytes raw, as hex or as base64; readable by its owner only. NULL: a USER error that names it. */
 struct seal *seal_open(const char *path, struct err *err);
 /* Forgets the key. NULL is allowed. */
 void seal_free(struct seal *s);

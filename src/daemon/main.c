@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/metric.h"
+#include "cli/registry.h"
 #include "daemon/config.h"
 #include "daemon/queue.h"
 #include "daemon/registry.h"
@@ -54,6 +55,7 @@ struct daemon {
 
 static const char usage[] =
     "usage: milvus-cdc [--config FILE] [--check-config] [--version] [--help]\n"
+    "       milvus-cdc registry ...         the registry of tasks: migrate, export, import, genkey; registry --help says more\n"
     "\n"
     "Captures the changes of one Milvus and applies them to standby Milvus servers in real time.\n"
     "Tasks are made and controlled with POST /cdc (default address 127.0.0.1:8444).\n"
@@ -274,6 +276,8 @@ int main(int argc, char **argv)
     struct err err;
     int c;
 
+    if (argc > 1 && strcmp(argv[1], "registry") == 0)
+        return cli_registry(argc - 1, argv + 1);
     while ((c = getopt_long(argc, argv, "c:h", options, NULL)) != -1) {
         switch (c) {
         case 'c':

@@ -141,8 +141,8 @@ static void on_step(void *arg)
     free(addr);
 }
 
-struct pg_hosts *pg_hosts_start(struct loop *l, const char *names, const char *addrs, const char *ports, pg_hosts_fn done,
-                                void *arg)
+struct pg_hosts *pg_hosts_start(struct loop *l, const char *names, const char *addrs, const char *ports,
+                                pg_hosts_fn done, void *arg)
 {
     struct pg_hosts *h = xcalloc(1, sizeof(*h));
 

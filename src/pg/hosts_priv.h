@@ -1,5 +1,6 @@
 /*
- * hosts_priv.h - the addresses of a server's host names, in the order of the names: libpq would look them up in a blocking way.
+ * hosts_priv.h - the addresses of a server's host names, in the order of the names: libpq would block to look
+ * them up.
  */
 #ifndef PG_HOSTS_H
 #define PG_HOSTS_H
@@ -19,8 +20,8 @@ struct pg_host {
 typedef void (*pg_hosts_fn)(void *arg, struct pg_host *hosts, size_t n, const struct err *err);
 
 /* names, addrs, ports: comma separated as in libpq's host, hostaddr, port; NULL allowed. done from the loop. */
-struct pg_hosts *pg_hosts_start(struct loop *l, const char *names, const char *addrs, const char *ports, pg_hosts_fn done,
-                                void *arg);
+struct pg_hosts *pg_hosts_start(struct loop *l, const char *names, const char *addrs, const char *ports,
+                                pg_hosts_fn done, void *arg);
 /* Before done. NULL is allowed. */
 void pg_hosts_cancel(struct pg_hosts *h);
 void pg_hosts_free(struct pg_host *hosts, size_t n);

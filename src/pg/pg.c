@@ -105,8 +105,8 @@ static int parse_uri(struct pg *p, size_t *n, const char *uri, struct err *err)
     PQfreemem(text);
     if (!all)
         return err_set(err, ERR_INVALID, ERRC_USER,
-                       "%s.uri is not a PostgreSQL URI (postgresql://user@host:port/database?sslmode=...) and no list of "
-                       "key=value; special characters in a password must be written as %%XX",
+                       "%s.uri is not a PostgreSQL URI (postgresql://user@host:port/database?sslmode=...) and no list "
+                       "of key=value; special characters in a password must be written as %%XX",
                        p->section);
     for (PQconninfoOption *o = all; o->keyword && rc == 0; o++)
         if (o->val)
@@ -168,8 +168,8 @@ static void set_where(struct pg *p, const struct pg_host *h)
     const char *host = h ? *h->name ? h->name : h->addr : p->host ? p->host : p->hostaddr;
     const char *port = h ? h->port : p->port;
 
-    snprintf(p->where, sizeof(p->where), "%s:%s/%s", host && *host ? host : "local socket", port && *port ? port : "5432",
-             p->dbname ? p->dbname : "");
+    snprintf(p->where, sizeof(p->where), "%s:%s/%s", host && *host ? host : "local socket",
+             port && *port ? port : "5432", p->dbname ? p->dbname : "");
 }
 
 /* ---- going down */

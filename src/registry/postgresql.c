@@ -2,8 +2,8 @@
  * The PostgreSQL registry: groups of requests on a connection of their own.
  *
  * A group is one statement for its writes and one for each of its reads. What a caller was told is as durable as the
- * server's synchronous_commit makes it. A group without an answer is simply repeated: what it does can be done twice, and
- * its number keeps a late first try from undoing a later group (see the table fence).
+ * server's synchronous_commit makes it. A group without an answer is simply repeated: what it does can be done twice,
+ * and its number keeps a late first try from undoing a later group (see the table fence).
  */
 #include "registry/postgresql_priv.h"
 

@@ -21,7 +21,7 @@ enum {
     PGREG_SCHEMA = 1,          /* version that this build makes */
     PGREG_LOCK = 0x4d434443,   /* key of the advisory lock around migrations */
     PGREG_STMT_MS = 2500,      /* a server that does not answer for so long is away */
-    PGREG_MIGRATE_MS = 60000,  /* other daemons may be migrating */
+    PGREG_MIGRATE_MS = 5000,   /* the server goes on with it when we give up; the next try waits for its lock */
     PGREG_PACE_MS = 28,        /* some 35 groups of commits in a second at most */
     PGREG_GROUP_MAX = 1000,
     PGREG_TICK_MS = 1000       /* answers and requests are looked for so often while somebody waits */

@@ -363,7 +363,8 @@ static void take_ckpt(struct req *q, const json_t *a)
 int pgreg_take_records(struct req *q, const struct pg_result *res)
 {
     const char *ckpts = pg_value(res, 0, 0), *colls = pg_value(res, 0, 1);
-    json_t *c = ckpts ? json_loads(ckpts, 0, NULL) : json_array(), *k = colls ? json_loads(colls, 0, NULL) : json_array();
+    json_t *c = ckpts ? json_loads(ckpts, 0, NULL) : json_array();
+    json_t *k = colls ? json_loads(colls, 0, NULL) : json_array();
     json_t *row;
     size_t i;
 

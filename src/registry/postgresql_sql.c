@@ -80,7 +80,8 @@ static const char *const migrations[PGREG_SCHEMA] = {
     "   FOR KEY SHARE;"
     "  IF FOUND THEN RETURN NULL; END IF;"
     "  SELECT * INTO l FROM lease WHERE target_key = p_key;"
-    "  RETURN jsonb_build_object('e', 'stale', 'key', p_key, 'owner', coalesce(l.owner, ''), 'epoch', coalesce(l.epoch, 0));"
+    "  RETURN jsonb_build_object('e', 'stale', 'key', p_key, 'owner', coalesce(l.owner, ''),"
+    "   'epoch', coalesce(l.epoch, 0));"
     " END $f$;"
 
     "CREATE FUNCTION change(p_task text, c jsonb) RETURNS void LANGUAGE plpgsql AS $f$"
@@ -269,7 +270,8 @@ static const char *const migrations[PGREG_SCHEMA] = {
     "CREATE FUNCTION ask(p_nonce text, p_key text, p_body text, p_limit_ms bigint) RETURNS void LANGUAGE plpgsql AS $f$"
     " BEGIN"
     "  INSERT INTO request (nonce, target_key, body, until)"
-    "   VALUES (p_nonce, p_key, p_body, clock_timestamp() + p_limit_ms * interval '1 ms') ON CONFLICT (nonce) DO NOTHING;"
+    "   VALUES (p_nonce, p_key, p_body, clock_timestamp() + p_limit_ms * interval '1 ms')"
+    "   ON CONFLICT (nonce) DO NOTHING;"
     "  PERFORM tell('r');"
     " END $f$;"
     "CREATE FUNCTION give_answer(p_id bigint, p_answer text) RETURNS void LANGUAGE plpgsql AS $f$"
@@ -318,7 +320,8 @@ const char pgreg_load_sql[] =
     "SELECT (SELECT json_agg(json_build_array(src_channel, dst_channel, start_major, start_minor, start_tt, done_major,"
     " done_minor, done_tt, sent_major, sent_minor, sent_tt, retimed_tt, op_major, op_minor, op_tt, target_pos)"
     " ORDER BY src_channel COLLATE \"C\", dst_channel COLLATE \"C\") FROM checkpoint WHERE task_id = $1),"
-    " (SELECT json_agg(json_build_array(collection_id, json) ORDER BY collection_id) FROM collection WHERE task_id = $1)";
+    " (SELECT json_agg(json_build_array(collection_id, json) ORDER BY collection_id) FROM collection"
+    " WHERE task_id = $1)";
 
 const char pgreg_tick_sql[] = "SELECT tt FROM target_tick WHERE target = $1 AND dst_channel = $2";
 

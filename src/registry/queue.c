@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/random.h>
 
-enum { RETRY_MIN_MS = 50, RETRY_MAX_MS = 1000, CLOSE_RETRY_MS = 50 };
+enum { RETRY_MIN_MS = 50, RETRY_MAX_MS = 1000, CLOSE_RETRY_MS = 50, BURST_MS = 500 };
 
 static struct regq *regq_of(struct registry *base)
 {
@@ -180,6 +180,18 @@ static void take(struct regq *r, struct group *g)
     r->urgent = !TAILQ_EMPTY(&r->waiting);
 }
 
+/* What was not used in the last while may be used at once: only who commits all the time is slowed down. */
+static void keep_pace(struct regq *r)
+{
+    uint64_t now = clock_mono_ms();
+
+    if (r->due_ms + BURST_MS < now)
+        r->due_ms = now - BURST_MS;
+    else if (r->due_ms > now) /* somebody waited for an answer */
+        r->due_ms = now;
+    r->due_ms += r->pace_ms;
+}
+
 static void submit(struct regq *r, unsigned delay_ms)
 {
     struct group *g;
@@ -192,7 +204,7 @@ static void submit(struct regq *r, unsigned delay_ms)
     TAILQ_INIT(&g->reqs);
     take(r, g);
     r->group = g;
-    r->started_ms = clock_mono_ms();
+    keep_pace(r);
     timer_cancel(&r->pace);
     r->backend->start(r, g);
 }
@@ -211,16 +223,16 @@ static void on_kick(void *arg)
         submit(r, 0);
 }
 
-/* Not at once: calls of one turn of the loop make one group; and those of some ms, when nobody waits for an answer. */
+/* Not at once: calls of one turn of the loop make one group; and those of some ms, when there are very many. */
 static void kick(struct regq *r)
 {
-    uint64_t since = clock_mono_ms() - r->started_ms;
+    uint64_t now = clock_mono_ms();
 
     if (r->kicked || r->group || TAILQ_EMPTY(&r->waiting) || timer_armed(&r->retry))
         return;
-    if (!r->urgent && since < r->pace_ms) {
+    if (!r->urgent && now < r->due_ms) {
         if (!timer_armed(&r->pace))
-            timer_set(&r->pace, r->pace_ms - since);
+            timer_set(&r->pace, r->due_ms - now);
         return;
     }
     r->kicked = true;

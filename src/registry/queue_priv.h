@@ -142,7 +142,7 @@ struct regq {
     const struct regq_backend *backend;
     struct loop *loop;
     const char *name; /* of the database, for logs */
-    unsigned pace_ms; /* from group to group, when all in it are commits */
+    unsigned pace_ms; /* from group to group on the average, when all in it are commits */
     size_t max_writes; /* of a group, which then has its reads behind its writes; 0: no limit, any order */
     size_t alone;     /* so many writes go one by one, to find the one that the database refuses */
 
@@ -152,7 +152,7 @@ struct regq {
     struct req_list finished; /* callbacks due */
     bool kicked;              /* a deferred kick is due */
     bool urgent;              /* somebody waits: no pace */
-    uint64_t started_ms;      /* of the last group */
+    uint64_t due_ms;          /* when the next group may begin by the pace */
     struct timer retry;       /* armed while the database does not work */
     struct timer pace;
     struct backoff backoff;

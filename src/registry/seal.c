@@ -87,8 +87,8 @@ static int read_key(struct seal *s, int fd, struct err *err)
     explicit_bzero(text, sizeof(text));
     return ok ? 0
               : err_set(err, ERR_INVALID, ERRC_USER,
-                        "key file %s: is not a key: 32 bytes, raw, as hex or as base64 (milvus-cdc registry genkey makes "
-                        "one)",
+                        "key file %s: is not a key: 32 bytes, raw, as hex or as base64 (milvus-cdc registry genkey "
+                        "makes one)",
                         s->path);
 }
 
@@ -161,8 +161,8 @@ char *seal_put(const struct seal *s, const char *text)
         return xstrdup(text);
     raw = xmalloc(NONCE + len + TAG);
     randombytes_buf(raw, NONCE);
-    crypto_aead_xchacha20poly1305_ietf_encrypt(raw + NONCE, &sealed, (const uint8_t *)text, len, (const uint8_t *)PREFIX,
-                                               sizeof(PREFIX) - 1, NULL, raw, s->key);
+    crypto_aead_xchacha20poly1305_ietf_encrypt(raw + NONCE, &sealed, (const uint8_t *)text, len,
+                                               (const uint8_t *)PREFIX, sizeof(PREFIX) - 1, NULL, raw, s->key);
     b64 = base64_encode(raw, NONCE + (size_t)sealed);
     out = xasprintf(PREFIX "%s", b64);
     free(b64);

@@ -19,8 +19,7 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2  # noqa: E402
 import queues  # noqa: E402
 import servers  # noqa: E402
 from compare import CALL_ERRORS, Side, wait_equal  # noqa: E402
-from postgres import Postgres  # noqa: E402
-from servers import Cdc, Etcd, Milvus, remove_tree, wait_for  # noqa: E402
+from servers import Cdc, Etcd, Milvus, Postgres, remove_tree, wait_for  # noqa: E402
 from workload import SHAPES, Table  # noqa: E402
 
 QUEUE = os.environ.get("E2E_QUEUE") or "rocksmq"  # of the source: rocksmq, kafka, pulsar, natsmq
@@ -73,17 +72,18 @@ class Pair:
 
 
 @pytest.fixture(scope="session")
+def postgres():
+    """One server for the run; a database for each test."""
+    server = Postgres(FOLDER.with_name(f"{FOLDER.name}-postgres")).start()  # pair empties FOLDER
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
 def pair():
     p = Pair()
     yield p
     servers.stop_all()
-
-
-@pytest.fixture(scope="session")
-def postgres():
-    p = Postgres(FOLDER / "postgres").start()
-    yield p
-    p.stop()
 
 
 class Lab:

@@ -1,6 +1,7 @@
 """Several daemons on one PostgreSQL: one answer from all, one writer for each task, somebody goes on when one is gone."""
 import json
 import os
+import secrets
 import signal
 import threading
 import time
@@ -51,7 +52,7 @@ def group(lab, postgres):
     made = []
 
     def make(n, lease=LEASE):
-        made.append(Group(lab, postgres.database(), n, lease))
+        made.append(Group(lab, postgres.database(f"t{secrets.token_hex(4)}"), n, lease))
         return made[-1]
     yield make
     for g in made:
@@ -233,14 +234,14 @@ def test_registry_away(lab, group, postgres):
     t.put(10)
     lab.equal(g.c[0], task, [t])
     owner = g.wait_owner(task)
-    postgres.signal_all(signal.SIGSTOP)
+    postgres.pause()
     try:
         t.put(10)
-        wait_for("rows come through without the registry", lambda: lab.target.count(t.name) == 20, 4)
+        lab.wait_on_target("rows without the registry", lambda: lab.target.count(t.name) == 20, 4)
         status, text = owner.post({"request_type": "list"})
         assert status == 503 and json.loads(text)["code"] == 503 and "registry" in text.lower()
     finally:
-        postgres.signal_all(signal.SIGCONT)
+        postgres.cont()
     wait_for("it answers again", lambda: owner.api("list") is not None, 20)
     t.put(10)
     lab.equal(g.c[0], task, [t])

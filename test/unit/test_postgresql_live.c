@@ -682,8 +682,8 @@ static void a_late_group_is_refused(void **state)
     s = reg->ops->store_open(reg, "t", ME, epoch);
     commit_done(s, "t", "a", 1, &a);
     assert_ok(&a);
-    dead = xasprintf("SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT apply%%' AND datname = current_database()"
-                     " AND application_name = 'milvus-cdc' ORDER BY query_start DESC LIMIT 1");
+    dead = xasprintf("SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT apply%%'"
+                     " AND datname = current_database() AND application_name = 'milvus-cdc' ORDER BY query_start DESC LIMIT 1");
     connect_sql();
     pid = atoi(query(dead));
     free(dead);
@@ -698,6 +698,130 @@ static void a_late_group_is_refused(void **state)
     UNTIL(kill(pid, 0) != 0); /* it finds its client gone, after what it had been sent */
     assert_loaded(s, "t", "a>d:3:- ");
     reg->ops->store_free(s);
+}
+
+/* A group whose answer was lost is repeated: with the same outcome. */
+static void repeated_groups_change_nothing(void **state)
+{
+    char *group;
+
+    (void)state;
+    open_reg();
+    create_now("t");
+    query("SELECT 1"); /* its search_path */
+    group = xasprintf("SELECT apply('s', 1, '[[\"create\",\"u\",\"{}\",\"" TARGET "\",0,false,\"\",0,0,\"once\",\"" ME
+                      "\",%" PRIu64 "],[\"state\",\"u\",\"" ME "\",%" PRIu64 ",2,\"x\"]]')",
+                      epoch, epoch);
+    assert_string_equal(query(group), "[null, null]");
+    assert_string_equal(query(group), "[null, null]");
+    assert_tasks("t:0: u:2:x ");
+    memcpy(strstr(group, "once"), "more", 4);
+    assert_string_equal(query(group), "[{\"e\": \"exists\"}, null]");
+    free(group);
+}
+
+/* Told as failed after 2 s, carried out by the server later: it must not come to life. */
+static void a_create_that_was_given_up_is_undone(void **state)
+{
+    struct answer a = {0}, b = {0};
+
+    (void)state;
+    open_reg();
+    query("CREATE SEQUENCE made");
+    query("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$"
+          " BEGIN PERFORM pg_sleep(3.5), nextval('made'); RETURN NEW; END $$");
+    query("CREATE TRIGGER slow BEFORE INSERT ON task FOR EACH ROW EXECUTE FUNCTION slow()");
+    create("late", &a);
+    assert_code(&a, ERR_UNAVAILABLE);
+    assert_int_equal(a.err.cls, ERRC_RETRY);
+    UNTIL(strcmp(query("SELECT is_called FROM made"), "t") == 0); /* the server went on with it */
+    UNTIL(!reg->ops->trouble(reg));
+    assert_tasks("");
+    query("DROP TRIGGER slow ON task");
+    create("late", &b); /* no EXISTS */
+    assert_ok(&b);
+}
+
+/* ---- load */
+
+enum { TASKS = 333, SECONDS = 4 };
+
+struct ticker {
+    struct store *s;
+    struct timer timer;
+    char id[20], key[20];
+    uint64_t begun_us, n;
+    int *left;
+    uint64_t *sum_us;
+};
+
+static void on_ticked(void *arg, const struct err *e)
+{
+    struct ticker *t = arg;
+
+    if (e)
+        fail_msg("%s", e->text);
+    *t->sum_us += clock_mono_us() - t->begun_us;
+    if (t->n == SECONDS)
+        --*t->left;
+    else
+        timer_set(&t->timer, 1000);
+}
+
+static void tick_once(void *arg)
+{
+    struct ticker *t = arg;
+    struct store_batch *b = t->s->ops->begin(t->s, t->id);
+    struct repl_ckpt c = ckpt("s", "d", ++t->n);
+
+    t->begun_us = clock_mono_us();
+    t->s->ops->put_ckpt(b, &c);
+    t->s->ops->put_tick(b, t->key, "d", t->n);
+    t->s->ops->commit(b, on_ticked, t);
+}
+
+/* Hundreds of tasks that commit each second are few statements. */
+static void steady_load_is_small(void **state)
+{
+    struct ticker *all = xcalloc(TASKS, sizeof(*all));
+    struct answer *a = xcalloc(TASKS, sizeof(*a));
+    uint64_t groups, begin, ms, sum_us = 0;
+    int left = TASKS;
+
+    (void)state;
+    open_reg();
+    for (int i = 0; i < TASKS; i++) {
+        struct ticker *t = &all[i];
+        struct reg_task task = {.id = t->id, .spec_json = (char *)"{}", .target_key = t->key, .state = TASK_RUNNING};
+        uint64_t e;
+
+        snprintf(t->id, sizeof(t->id), "t%03d", i);
+        snprintf(t->key, sizeof(t->key), "k%02d", i / 10);
+        e = i % 10 ? 1 : claim_now(reg, t->key, ME);
+        reg->ops->create(reg, &task, ME, e, on_done, &a[i]);
+        t->s = reg->ops->store_open(reg, t->id, ME, e);
+        t->left = &left;
+        t->sum_us = &sum_us;
+        timer_init(&t->timer, lp, LOOP_PRIO_NORMAL, tick_once, t);
+    }
+    for (int i = 0; i < TASKS; i++)
+        assert_ok(&a[i]);
+    groups = pgreg_of(reg)->q.n_groups;
+    begin = clock_mono_ms();
+    for (int i = 0; i < TASKS; i++)
+        timer_set(&all[i].timer, (uint64_t)i * 3);
+    UNTIL(left == 0);
+    ms = clock_mono_ms() - begin;
+    groups = pgreg_of(reg)->q.n_groups - groups;
+    print_message("%d tasks: %" PRIu64 " statements in %" PRIu64 " ms, a commit takes %" PRIu64 " us\n", TASKS, groups,
+                  ms, sum_us / (TASKS * SECONDS));
+    assert_true(groups * 1000 / ms < 45);
+    for (int i = 0; i < TASKS; i++) {
+        timer_release(&all[i].timer);
+        reg->ops->store_free(all[i].s);
+    }
+    free(all);
+    free(a);
 }
 
 /* ---- schema */
@@ -850,6 +974,9 @@ int main(void)
         TEST(others_are_told),
         TEST(requests_are_answered),
         TEST(a_request_is_delivered_once),
+        TEST(repeated_groups_change_nothing),
+        TEST(a_create_that_was_given_up_is_undone),
+        TEST(steady_load_is_small),
         TEST(two_migrate_at_once),
         TEST(newer_schema_is_refused),
         TEST(bad_settings_are_told),
