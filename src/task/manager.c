@@ -448,7 +448,7 @@ static void on_pause_stopped(void *arg)
     char reason[1200];
 
     if (o->kind == OP_PAUSE) {
-        store_state(t, TASK_PAUSED, "manually pause through http interface", on_pause_stored);
+        store_state(t, TASK_PAUSED, REASON_MANUAL, on_pause_stored);
         return;
     }
     snprintf(reason, sizeof(reason), "%s%s%s",
@@ -701,7 +701,7 @@ static void load_one(struct manager *m, const struct reg_task *r)
     if (!t->spec)
         set_state(t, TASK_PAUSED, err.text);
     if (t->spec && t->spec->disable_auto_start && t->state == TASK_RUNNING) {
-        set_state(t, TASK_PAUSED, "the task is disabled auto start");
+        set_state(t, TASK_PAUSED, REASON_NO_AUTO_START);
         m->d.registry->ops->set_state(m->d.registry, t->id, TASK_PAUSED, t->reason, 0, NULL, NULL);
     }
     (void)op_add(t, r->state == TASK_INITIAL ? OP_DELETE : OP_LOAD, NULL, NULL);

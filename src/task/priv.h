@@ -23,6 +23,10 @@ struct endpoint {
     struct repl_hub *hub;
 };
 
+/* Reasons of a pause that a person wanted. */
+#define REASON_MANUAL "manually pause through http interface"
+#define REASON_NO_AUTO_START "the task is disabled auto start"
+
 enum op_kind { OP_CREATE, OP_PAUSE, OP_RESUME, OP_DELETE, OP_FAIL /* paused by an error */, OP_LOAD };
 
 /* A request for one task; those of one task run one after another. */
