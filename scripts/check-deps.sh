@@ -15,7 +15,8 @@ declare -A ours=(
     [registry]="base loop pg registry repl/port.h"
     [task]="base loop net pg repl wal milvus registry task daemon/config.h"
     [api]="base loop net pg repl wal milvus registry task api daemon/config.h"
-    [daemon]="base loop net pg repl wal milvus registry task api daemon"
+    [cli]="base loop net cli daemon/config.h"
+    [daemon]="base loop net pg repl wal milvus registry task api cli daemon"
 )
 # layer: libraries it may include, besides libc
 declare -A foreign=(
@@ -28,7 +29,8 @@ declare -A foreign=(
     [milvus]="event2 nghttp2 jansson uthash utlist protobuf-c generated"
     [registry]="event2 sqlite3 jansson uthash utlist"
     [task]="event2 jansson uthash utlist"
-    [api]="event2 jansson uthash utlist nghttp2"
+    [api]="event2 jansson uthash utlist nghttp2 openssl"
+    [cli]="event2 jansson openssl"
     [daemon]="event2 jansson uthash utlist yaml nghttp2 openssl sqlite3 rocksdb"
 )
 bad=0
