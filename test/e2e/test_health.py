@@ -11,7 +11,7 @@ import types
 
 import pytest
 from conftest import FOLDER, close_cdc
-from servers import ROOT, Cdc, find_program, free_port, wait_for
+from servers import ROOT, Cdc, find_program, free_port, remove_tree, wait_for
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 
@@ -43,7 +43,8 @@ def curl(*args):
 def bare(request):
     """Makes daemons that need no Milvus: the source is not there, and no task asks for it."""
     folder = FOLDER / "tests" / re.sub(r"\W+", "_", request.node.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    remove_tree(folder)  # of a former run
+    folder.mkdir(parents=True)
     source = types.SimpleNamespace(etcd="127.0.0.1:1", root_path="by-dev", queue=None, rocksmq=folder / "none",
                                    replicate_channel="by-dev-replicate-msg")
     made = []
