@@ -29,7 +29,7 @@ declare -A foreign=(
     [milvus]="event2 nghttp2 jansson uthash utlist protobuf-c generated"
     [registry]="event2 sqlite3 sodium jansson uthash utlist"
     [task]="event2 jansson uthash utlist"
-    [api]="event2 jansson uthash utlist nghttp2"
+    [api]="event2 jansson uthash utlist nghttp2 openssl"
     [cli]="event2 jansson openssl"
     [daemon]="event2 jansson uthash utlist yaml nghttp2 openssl sqlite3 rocksdb"
 )

@@ -2,12 +2,13 @@
  * config.h - the configuration file (cdc.yaml): one table of keys, shared/reference/control-api.md
  * section 6.  etc/cdc.yaml describes them all.
  *
- * Ownership  the caller's until config_free(); nothing changes after loading.  Thread  any, read
- * only.
+ * Ownership  the caller's until config_free(); nothing changes after loading but by config_apply().
+ * Thread  loop thread only; others may read what config_apply() leaves alone.
  */
 #ifndef DAEMON_CONFIG_H
 #define DAEMON_CONFIG_H
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/log.h"
@@ -67,6 +68,17 @@ struct config_postgresql {
     char *schema;
 };
 
+struct config_token { /* of the control API */
+    char *name;         /* for logs */
+    uint8_t sha256[32]; /* of the token */
+};
+
+struct config_api {
+    char *cert_path, *key_path, *client_ca_path; /* NULL: none; cert and key both or none */
+    struct config_token *tokens;
+    size_t n_tokens;
+};
+
 struct config {
     char *address;           /* "host:port", default 127.0.0.1:8444; ":8444" becomes 0.0.0.0:8444 */
     int64_t max_task_num;    /* default 100 */
@@ -77,6 +89,7 @@ struct config {
     struct config_postgresql postgresql;
     char *registry_key_file; /* registry.keyFile; NULL: secrets are not sealed */
     uint64_t lease_ms;       /* registry.leaseSeconds, 6 s */
+    struct config_api api;
     struct config_etcd source_etcd;
     enum config_queue queue;
     char *rocksmq_path; /* sourceConfig.rocksmq.path, NULL: none */
@@ -102,4 +115,10 @@ struct config {
  */
 struct config *config_load(const char *path, struct err *err);
 void config_free(struct config *c); /* NULL is allowed */
+
+/*
+ * Takes over from fresh what may change while running (logLevel, maxTaskNum, maxNameLength, api.*); fresh gets what was
+ * there before. needs_restart() is called with the name of each other key that differs.
+ */
+void config_apply(struct config *running, struct config *fresh, void (*needs_restart)(const char *key));
 #endif

@@ -21,6 +21,7 @@ struct conn_tls_options {
     const char *ca_path;              /* NULL: the system's store */
     const char *cert_path, *key_path; /* NULL: no client certificate */
     bool skip_hostname;               /* the certificate may be for any name */
+    bool insecure;                    /* any certificate will do */
 };
 
 /* Reads the files; shared by connections, lives longer than they. NULL and err (ERR_INVALID, USER) when one is

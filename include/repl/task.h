@@ -72,6 +72,21 @@ void repl_task_free(struct repl_task *t);
 /* Why it does not move just now (transient), or NULL. Borrowed until the next call. */
 const char *repl_task_trouble(const struct repl_task *t);
 
+/*
+ * Does the task keep up with the source? Times are of the monotonic clock unless said otherwise; 0: does not apply.
+ * A channel is silent when its reader has no trouble and waits for nothing of ours, but shows no tick: its source is
+ * down. It is stalled when its source moves (or may: we are the ones who do not read) and nothing is confirmed. Both are
+ * said after 10 s, or three tick intervals if that is longer.
+ */
+struct repl_health {
+    uint64_t confirmed_ms;     /* wall time of the source up to which all channels are confirmed; silent ones that are
+                                  confirmed to the end do not count */
+    uint64_t stalled_since_ms; /* of the channel that stands for longest */
+    const char *stalled;       /* its name, or "start"; borrowed until the next call */
+    uint64_t silent_since_ms;
+};
+void repl_task_health(const struct repl_task *t, uint64_t now_ms, struct repl_health *ret);
+
 /* Progress of one collection on one source channel, for the position request. */
 struct repl_progress {
     int64_t collection_id; /* -10: the replicate channel */

@@ -31,6 +31,7 @@ struct api_server {
     struct manager *m;
     struct http_server *http;
     LIST_HEAD(, call) calls;
+    uint64_t refusals, refusal_logged_ms; /* requests without a valid token since the last line */
 };
 
 /* request.c: answers POST /cdc, now or later. */
@@ -39,6 +40,12 @@ void api_request(struct api_server *s, struct http_request *r);
 void api_wrong_method(struct api_server *s, struct http_request *r);
 /* Forgets a call without an answer. */
 void api_call_drop(struct call *c);
+
+/* auth.c: may it go on? Logs a refusal. */
+bool api_authorized(struct api_server *s, const struct http_request *r);
+
+/* health.c */
+void api_health(struct api_server *s, struct http_request *r);
 
 /* call.c */
 struct call *call_new(struct api_server *s, struct http_request *r);

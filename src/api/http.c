@@ -41,6 +41,8 @@ struct conn {
     struct http_server *s;
     enum conn_state state;
     struct bufferevent *bev;
+    struct http_tls *tls;   /* NULL: plain */
+    struct evbuffer *plain; /* with tls: what the client said */
     struct timer timer;
     struct http_parser parser; /* moved to the request when it is complete */
     struct http_request *request;
@@ -50,10 +52,12 @@ struct conn {
     bool linger;    /* the client may still be sending */
     bool running;   /* conn_run() is on the stack */
     size_t drained; /* bytes thrown away in LINGER */
+    char peer[64];
 };
 
 struct http_request {
     struct conn *conn; /* NULL: the client is gone */
+    char peer[64];
     struct http_parser parser;
 };
 
@@ -78,6 +82,9 @@ static void conn_free(void *arg)
 
     timer_release(&c->timer);
     http_parser_release(&c->parser);
+    http_tls_free(c->tls);
+    if (c->plain)
+        evbuffer_free(c->plain);
     free(c);
 }
 
@@ -148,6 +155,7 @@ static const char *status_text(int status)
     } table[] = {
         {200, "OK"},
         {400, "Bad Request"},
+        {401, "Unauthorized"},
         {404, "Not Found"},
         {405, "Method Not Allowed"},
         {408, "Request Timeout"},
@@ -178,14 +186,18 @@ static void put_date(struct evbuffer *out)
 /* head_only: a HEAD request gets the length but not the body. */
 static void conn_write(struct conn *c, const struct http_answer *a, bool http11, bool head_only)
 {
-    struct evbuffer *out = bufferevent_get_output(c->bev);
+    struct evbuffer *raw = bufferevent_get_output(c->bev), *out = c->tls ? evbuffer_new() : raw;
 
+    if (!out)
+        abort();
     conn_set_state(c, CONN_WRITING, c->s->o.write_ms);
     evbuffer_add_printf(out, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n",
                         a->status, status_text(a->status), a->content_type, a->len);
     put_date(out);
     if (a->allow)
         evbuffer_add_printf(out, "Allow: %s\r\n", a->allow);
+    if (a->authenticate)
+        evbuffer_add_printf(out, "WWW-Authenticate: %s\r\n", a->authenticate);
     if (c->close)
         evbuffer_add_printf(out, "Connection: close\r\n");
     else if (!http11)
@@ -193,6 +205,10 @@ static void conn_write(struct conn *c, const struct http_answer *a, bool http11,
     evbuffer_add(out, "\r\n", 2);
     if (!head_only)
         evbuffer_add(out, a->body, a->len);
+    if (!c->tls)
+        return;
+    (void)http_tls_write(c->tls, out, raw, c->close); /* fails when the connection ends anyway */
+    evbuffer_free(out);
 }
 
 /* What is not HTTP, or too slow, is answered here; the handler does not see it. */
@@ -216,6 +232,8 @@ static void conn_handle(struct conn *c)
     r->conn = c;
     r->parser = c->parser; /* with the body */
     c->parser.body = NULL;
+    explicit_bzero(c->parser.authorization, sizeof(c->parser.authorization));
+    snprintf(r->peer, sizeof(r->peer), "%s", c->peer);
     c->request = r;
     c->close = !r->parser.keep_alive || r->parser.too_large;
     c->linger = true;
@@ -223,11 +241,45 @@ static void conn_handle(struct conn *c)
     c->s->o.handler(c->s->o.arg, r);
 }
 
+static void conn_continue(struct conn *c)
+{
+    struct evbuffer *out = bufferevent_get_output(c->bev), *plain;
+    static const char text[] = "HTTP/1.1 100 Continue\r\n\r\n";
+
+    if (!c->tls) {
+        evbuffer_add(out, text, sizeof(text) - 1);
+        return;
+    }
+    plain = evbuffer_new();
+    if (!plain || evbuffer_add(plain, text, sizeof(text) - 1) != 0)
+        abort();
+    (void)http_tls_write(c->tls, plain, out, false); /* fails when the connection ends anyway */
+    evbuffer_free(plain);
+}
+
+/* TLS: opens what has come, not more than is taken. False: it failed, and the client is being told. */
+static bool conn_open_tls(struct conn *c)
+{
+    const char *why;
+
+    if (evbuffer_get_length(c->plain) >= READ_HIGH)
+        return true;
+    if (http_tls_read(c->tls, bufferevent_get_input(c->bev), c->plain, bufferevent_get_output(c->bev), &c->eof, &why) == 0)
+        return true;
+    log_debug("api", "TLS failed", KS("peer", c->peer), KS("error", why));
+    http_parser_release(&c->parser);
+    c->close = c->linger = true;
+    conn_set_state(c, CONN_WRITING, c->s->o.write_ms); /* the alert, if there is one */
+    return false;
+}
+
 /* One step with the bytes that are there. False: wait for the next event. */
 static bool conn_read(struct conn *c)
 {
-    struct evbuffer *in = bufferevent_get_input(c->bev);
+    struct evbuffer *in = c->tls ? c->plain : bufferevent_get_input(c->bev);
 
+    if (c->tls && !conn_open_tls(c))
+        return true;
     switch (http_parse(&c->parser, in)) {
     case HTTP_DONE:
         conn_handle(c);
@@ -240,8 +292,10 @@ static bool conn_read(struct conn *c)
     }
     if (c->parser.wants_continue) {
         c->parser.wants_continue = false;
-        bufferevent_write(c->bev, "HTTP/1.1 100 Continue\r\n\r\n", 25);
+        conn_continue(c);
     }
+    if (c->tls && evbuffer_get_length(bufferevent_get_input(c->bev)) > 0)
+        return true; /* was not opened yet */
     if (c->eof)
         conn_close(c); /* in the middle of a request, or after the last one */
     else if (c->state == CONN_IDLE && c->parser.begun)
@@ -328,7 +382,19 @@ static struct conn *idle_conn(struct http_server *s)
     return NULL;
 }
 
-static void conn_new(struct http_server *s, int fd)
+/* "host:port" */
+static void name_peer(struct conn *c, const struct sockaddr *a)
+{
+    char host[INET6_ADDRSTRLEN] = "?";
+    bool v6 = a->sa_family == AF_INET6;
+    const struct sockaddr_in6 *a6 = (const struct sockaddr_in6 *)(const void *)a;
+    const struct sockaddr_in *a4 = (const struct sockaddr_in *)(const void *)a;
+
+    (void)inet_ntop(a->sa_family, v6 ? (const void *)&a6->sin6_addr : (const void *)&a4->sin_addr, host, sizeof(host));
+    snprintf(c->peer, sizeof(c->peer), v6 ? "[%s]:%u" : "%s:%u", host, ntohs(v6 ? a6->sin6_port : a4->sin_port));
+}
+
+static void conn_new(struct http_server *s, int fd, const struct sockaddr *peer)
 {
     struct conn *c = xcalloc(1, sizeof(*c));
     int on = 1;
@@ -338,6 +404,13 @@ static void conn_new(struct http_server *s, int fd)
     c->bev = bufferevent_socket_new(loop_base(s->o.loop), fd, BEV_OPT_CLOSE_ON_FREE);
     if (!c->bev)
         abort();
+    name_peer(c, peer);
+    if (s->o.tls) {
+        c->tls = http_tls_new(s->o.tls);
+        c->plain = evbuffer_new();
+        if (!c->plain)
+            abort();
+    }
     http_parser_init(&c->parser, s->o.max_body);
     timer_init(&c->timer, s->o.loop, LOOP_PRIO_HIGH, on_timer, c);
     TAILQ_INSERT_TAIL(&s->conns, c, entry);
@@ -373,6 +446,8 @@ static void on_accept(int listen_fd, short what, void *arg)
     (void)what;
     for (int i = 0; i < ACCEPTS_PER_EVENT; i++) {
         struct conn *victim = NULL;
+        struct sockaddr_storage peer = {0};
+        socklen_t len = sizeof(peer);
         int fd;
 
         if (s->n_conns >= s->o.max_connections) {
@@ -383,14 +458,14 @@ static void on_accept(int listen_fd, short what, void *arg)
                 return;
             }
         }
-        fd = accept4(listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        fd = accept4(listen_fd, (struct sockaddr *)&peer, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) {
             accept_failed(s);
             return;
         }
         if (victim)
             conn_close(victim);
-        conn_new(s, fd);
+        conn_new(s, fd, (struct sockaddr *)&peer);
     }
 }
 
@@ -461,8 +536,10 @@ struct http_server *http_listen(const struct http_options *o, struct err *err)
     struct http_server *s;
     int fd = open_listener(o->address, err);
 
-    if (fd < 0)
+    if (fd < 0) {
+        http_tls_ctx_free(o->tls);
         return NULL;
+    }
     s = xcalloc(1, sizeof(*s));
     s->o = *o;
     s->o.address = NULL;
@@ -485,6 +562,8 @@ void http_close(struct http_server *s)
     s->accept_ev = NULL;
     close(s->fd);
     timer_release(&s->accept_pause);
+    http_tls_ctx_free(s->o.tls);
+    s->o.tls = NULL;
     while (!TAILQ_EMPTY(&s->conns))
         conn_close(TAILQ_FIRST(&s->conns));
     loop_defer(s->o.loop, free, s); /* after the connections, which are deferred before */
@@ -493,6 +572,12 @@ void http_close(struct http_server *s)
 uint16_t http_port(const struct http_server *s)
 {
     return s->port;
+}
+
+void http_set_tls(struct http_server *s, struct ssl_ctx_st *take)
+{
+    http_tls_ctx_free(s->o.tls);
+    s->o.tls = take;
 }
 
 void http_set_request_limit(struct http_server *s, unsigned ms)
@@ -515,6 +600,21 @@ const char *http_method(const struct http_request *r)
 const char *http_path(const struct http_request *r)
 {
     return r->parser.path;
+}
+
+const char *http_query(const struct http_request *r)
+{
+    return r->parser.query;
+}
+
+const char *http_authorization(const struct http_request *r)
+{
+    return r->parser.authorization;
+}
+
+const char *http_peer(const struct http_request *r)
+{
+    return r->peer;
 }
 
 const char *http_body(const struct http_request *r, size_t *ret_len)

@@ -25,6 +25,7 @@ void http_parser_release(struct http_parser *p)
     if (p->body)
         evbuffer_free(p->body);
     p->body = NULL;
+    explicit_bzero(p->authorization, sizeof(p->authorization));
 }
 
 static enum http_step bad(struct http_parser *p, int status, const char *why)
@@ -82,6 +83,14 @@ static bool take_path(struct http_parser *p, const char *target)
         return false;
     memcpy(p->path, target, len);
     p->path[len] = '\0';
+    if (target[len] != '?')
+        return true;
+    target += len + 1;
+    len = strcspn(target, "#");
+    if (len >= sizeof(p->query))
+        return false;
+    memcpy(p->query, target, len);
+    p->query[len] = '\0';
     return true;
 }
 
@@ -174,6 +183,10 @@ static enum http_step take_header(struct http_parser *p, const char *name, const
         if (strcasecmp(value, "100-continue") != 0)
             return bad(p, 417, "the only expectation known here is 100-continue");
         p->wants_continue = p->http11;
+    } else if (strcasecmp(name, "Authorization") == 0) {
+        if (*p->authorization || strlen(value) >= sizeof(p->authorization))
+            return bad(p, 400, "two Authorization headers, or a too long one");
+        snprintf(p->authorization, sizeof(p->authorization), "%s", value);
     } else if (strcasecmp(name, "Host") == 0) {
         if (p->has_host)
             return bad(p, 400, "two Host headers");

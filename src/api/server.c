@@ -48,7 +48,7 @@ static void reply_health(struct http_request *r, int status, json_t *take)
     json_decref(take);
 }
 
-static void get_health(struct api_server *s, struct http_request *r)
+static void get_alive(struct api_server *s, struct http_request *r)
 {
     (void)s;
     reply_health(r, 200,
@@ -83,21 +83,48 @@ static void get_metrics(struct api_server *s, struct http_request *r)
     evbuffer_free(out);
 }
 
-static const struct {
+static const struct page {
     const char *path;
     void (*get)(struct api_server *s, struct http_request *r);
+    bool open; /* tells nothing secret: needs no token */
 } pages[] = {
-    {"/healthz", get_health},
-    {"/readyz", get_ready},
-    {"/cdc/metrics", get_metrics},
-    {"/cdc/metrics_default", get_metrics},
+    {"/healthz", get_alive, true},
+    {"/readyz", get_ready, true},
+    {"/health", api_health, false},
+    {"/cdc/metrics", get_metrics, false},
+    {"/cdc/metrics_default", get_metrics, false},
 };
+
+static const struct page *page_of(const char *path)
+{
+    for (size_t i = 0; i < sizeof(pages) / sizeof(pages[0]); i++)
+        if (strcmp(path, pages[i].path) == 0)
+            return &pages[i];
+    return NULL;
+}
+
+static void reply_unauthorized(struct http_request *r)
+{
+    static const char text[] =
+        "{\"code\":401,\"message\":\"a valid token is needed: send the header Authorization: Bearer TOKEN\"}\n";
+
+    http_reply(r, &(struct http_answer){.status = 401,
+                                        .content_type = "application/json",
+                                        .authenticate = "Bearer",
+                                        .body = text,
+                                        .len = sizeof(text) - 1});
+}
 
 static void on_request(void *arg, struct http_request *r)
 {
     struct api_server *s = arg;
     const char *method = http_method(r), *path = http_path(r);
+    const struct page *page = page_of(path);
 
+    if (!(page && page->open) && !api_authorized(s, r)) {
+        reply_unauthorized(r);
+        return;
+    }
     if (strcmp(path, "/cdc") == 0) {
         if (strcmp(method, "POST") == 0)
             api_request(s, r);
@@ -105,16 +132,51 @@ static void on_request(void *arg, struct http_request *r)
             api_wrong_method(s, r);
         return;
     }
-    for (size_t i = 0; i < sizeof(pages) / sizeof(pages[0]); i++) {
-        if (strcmp(path, pages[i].path) != 0)
-            continue;
-        if (strcmp(method, "GET") == 0 || strcmp(method, "HEAD") == 0)
-            pages[i].get(s, r);
-        else
-            reply_text(r, 405, "GET, HEAD", "405 method not allowed\n");
+    if (!page)
+        reply_text(r, 404, NULL, "404 page not found\n");
+    else if (strcmp(method, "GET") == 0 || strcmp(method, "HEAD") == 0)
+        page->get(s, r);
+    else
+        reply_text(r, 405, "GET, HEAD", "405 method not allowed\n");
+}
+
+/* ---- who may listen in */
+
+static bool is_loopback(const char *address)
+{
+    return strncmp(address, "127.", 4) == 0 || strncmp(address, "localhost:", 10) == 0 ||
+           strncmp(address, "[::1]:", 6) == 0;
+}
+
+static void warn_if_open(const struct config *c)
+{
+    if (is_loopback(c->address))
         return;
-    }
-    reply_text(r, 404, NULL, "404 page not found\n");
+    if (c->api.n_tokens == 0)
+        log_warn("api", "everybody who reaches the address may make and delete tasks: set api.tokens, or listen on 127.0.0.1",
+                 KS("address", c->address), KS("key", "api.tokens"));
+    if (!c->api.cert_path)
+        log_warn("api", "what is sent here (passwords of targets, tokens) can be read on the network: set api.tls",
+                 KS("address", c->address), KS("key", "api.tls"));
+}
+
+int api_tls_load(const struct config *config, struct ssl_ctx_st **ret, struct err *err)
+{
+    const struct config_api *a = &config->api;
+
+    *ret = a->cert_path ? http_tls_ctx(a->cert_path, a->key_path, a->client_ca_path, err) : NULL;
+    return a->cert_path && !*ret ? err->code : 0;
+}
+
+void api_tls_free(struct ssl_ctx_st *tls)
+{
+    http_tls_ctx_free(tls);
+}
+
+void api_reload(struct api_server *s, struct ssl_ctx_st *take)
+{
+    http_set_tls(s->http, take);
+    warn_if_open(s->config);
 }
 
 struct api_server *api_start(struct loop *l, const struct config *config, struct manager *m,
@@ -132,6 +194,10 @@ struct api_server *api_start(struct loop *l, const struct config *config, struct
                              .write_ms = WRITE_MS,
                              .linger_ms = LINGER_MS};
 
+    if (api_tls_load(config, &o.tls, err)) {
+        free(s);
+        return NULL;
+    }
     s->loop = l;
     s->config = config;
     s->m = m;
@@ -141,7 +207,10 @@ struct api_server *api_start(struct loop *l, const struct config *config, struct
         free(s);
         return NULL;
     }
-    log_info("api", "listening", KS("address", config->address), KI("port", http_port(s->http)));
+    log_info("api", "listening", KS("address", config->address), KI("port", http_port(s->http)),
+             KS("tls", config->api.cert_path ? config->api.client_ca_path ? "with client certificates" : "on" : "off"),
+             KU("tokens", config->api.n_tokens));
+    warn_if_open(config);
     return s;
 }
 

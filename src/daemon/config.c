@@ -34,6 +34,7 @@ enum key_type {
     KEY_LOG_LEVEL,
     KEY_TLS_VERSION,
     KEY_REGISTRY_TYPE,
+    KEY_TOKENS,  /* list of {name, sha256} */
     KEY_MAP,     /* section of any texts, which may be secrets: name, value, ..., NULL */
     KEY_REFUSED, /* note says why; false and empty are let pass */
     KEY_UNUSED,  /* known, of any type, without meaning here; note says why or what instead */
@@ -47,6 +48,7 @@ struct key {
     const char *default_text; /* as in the file; NULL: none */
     const char *note;
     const char *newer; /* this is an old form of that key, which wins */
+    bool live;         /* may change while running */
 };
 
 #define AT(member) .offset = offsetof(struct config, member)
@@ -65,13 +67,18 @@ struct key {
 /* "limits.x" and "registry.x" are ours, the rest is of milvus-cdc (control-api.md section 6). */
 static const struct key keys[] = {
     {"address", KEY_ADDRESS, AT(address), .default_text = "127.0.0.1:8444"},
-    {"maxTaskNum", KEY_INT, AT(max_task_num), 1, 10000, "100"},
-    {"maxNameLength", KEY_INT, AT(max_name_length), 1, 65535, "256"},
-    {"logLevel", KEY_LOG_LEVEL, AT(log_level), .default_text = "info"},
+    {"maxTaskNum", KEY_INT, AT(max_task_num), 1, 10000, "100", .live = true},
+    {"maxNameLength", KEY_INT, AT(max_name_length), 1, 65535, "256", .live = true},
+    {"logLevel", KEY_LOG_LEVEL, AT(log_level), .default_text = "info", .live = true},
     {"dryRun", KEY_REFUSED, .default_text = "false",
      .note = "dryRun is not implemented: remove it"},
     {"replicateID", KEY_REFUSED, .default_text = "",
      .note = "the data migration mode of Milvus 2.5 is not implemented: remove replicateID"},
+
+    {"api.tls.cert", KEY_TEXT, AT(api.cert_path), .live = true},
+    {"api.tls.key", KEY_TEXT, AT(api.key_path), .live = true},
+    {"api.tls.clientCA", KEY_TEXT, AT(api.client_ca_path), .live = true},
+    {"api.tokens", KEY_TOKENS, AT(api.tokens), .live = true},
 
     {"registry.type", KEY_REGISTRY_TYPE, AT(registry_type), .default_text = "sqlite"},
     {"registry.path", KEY_TEXT, AT(registry_path), .default_text = "./milvus-cdc.db"},
@@ -501,6 +508,78 @@ static int set_map(struct loader *ld, const struct key *k, const yaml_node_t *n)
     return 0;
 }
 
+static void free_tokens(struct config_api *a)
+{
+    for (size_t i = 0; i < a->n_tokens; i++)
+        free(a->tokens[i].name);
+    free(a->tokens);
+    a->tokens = NULL;
+    a->n_tokens = 0;
+}
+
+static int hex_digit(char c)
+{
+    return isdigit((unsigned char)c)    ? c - '0'
+           : c && strchr("abcdef", c) ? c - 'a' + 10
+           : c && strchr("ABCDEF", c) ? c - 'A' + 10
+                                        : -1;
+}
+
+/* Exactly n bytes. */
+static bool parse_hex(const char *s, uint8_t *ret, size_t n)
+{
+    if (strlen(s) != 2 * n)
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        int high = hex_digit(s[2 * i]), low = hex_digit(s[2 * i + 1]);
+
+        if (high < 0 || low < 0)
+            return false;
+        ret[i] = (uint8_t)(high << 4 | low);
+    }
+    return true;
+}
+
+/* The values are not printed: somebody may have put the token itself there. */
+static int add_token(struct loader *ld, const struct key *k, const yaml_node_t *n)
+{
+    struct config_api *a = &ld->config->api;
+    const char *name = NULL, *hash = NULL;
+    struct config_token t;
+
+    if (n->type != YAML_MAPPING_NODE)
+        return wrong(ld, ERR_INVALID, line_of(n), k->name, "each entry must be {name: NAME, sha256: HEX}");
+    for (const yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++) {
+        const char *key = scalar(yaml_document_get_node(ld->doc, p->key));
+        const char *value = scalar(yaml_document_get_node(ld->doc, p->value));
+
+        if (key && value && strcasecmp(key, "name") == 0)
+            name = value;
+        else if (key && value && strcasecmp(key, "sha256") == 0)
+            hash = value;
+        else
+            return wrong(ld, ERR_INVALID, line_of(n), k->name, "an entry has name and sha256, nothing else");
+    }
+    if (!name || !*name || !hash || !parse_hex(hash, t.sha256, sizeof(t.sha256)))
+        return wrong(ld, ERR_INVALID, line_of(n), k->name,
+                     "an entry needs a name, and in sha256 the 64 hexadecimal digits that \"milvus-cdc token\" prints");
+    t.name = xstrdup(name);
+    a->tokens = xrealloc(a->tokens, (a->n_tokens + 1) * sizeof(*a->tokens));
+    a->tokens[a->n_tokens++] = t;
+    return 0;
+}
+
+static int set_tokens(struct loader *ld, const struct key *k, const yaml_node_t *n)
+{
+    int rc = 0;
+
+    if (n->type != YAML_SEQUENCE_NODE)
+        return wrong(ld, ERR_INVALID, line_of(n), k->name, "must be a list of {name: NAME, sha256: HEX}");
+    for (yaml_node_item_t *i = n->data.sequence.items.start; i < n->data.sequence.items.top && !rc; i++)
+        rc = add_token(ld, k, yaml_document_get_node(ld->doc, *i));
+    return rc;
+}
+
 static int refuse(struct loader *ld, const struct key *k, const char *s, size_t line)
 {
     bool on;
@@ -536,6 +615,7 @@ static int set_scalar(struct loader *ld, const struct key *k, const char *s, siz
     case KEY_REFUSED:
         return refuse(ld, k, s, line);
     case KEY_LIST:
+    case KEY_TOKENS:
     case KEY_MAP:
     case KEY_UNUSED:
         break;
@@ -561,6 +641,8 @@ static int set_value(struct loader *ld, const struct key *k, const yaml_node_t *
         return set_list(ld, k, n);
     if (k->type == KEY_MAP)
         return set_map(ld, k, n);
+    if (k->type == KEY_TOKENS)
+        return set_tokens(ld, k, n);
     if (!scalar(n))
         return wrong(ld, ERR_INVALID, line_of(n), k->name, "must be a single value, not a %s",
                      n->type == YAML_SEQUENCE_NODE ? "list" : "section");
@@ -791,6 +873,19 @@ static int check_registry(struct loader *ld)
     return 0;
 }
 
+static int check_api(struct loader *ld)
+{
+    const struct config_api *a = &ld->config->api;
+
+    if (!a->cert_path != !a->key_path)
+        return wrong(ld, ERR_INVALID, line_of_key(ld, a->cert_path ? "api.tls.cert" : "api.tls.key"), "api.tls",
+                     "cert and key must be given both or not at all");
+    if (a->client_ca_path && !a->cert_path)
+        return wrong(ld, ERR_INVALID, line_of_key(ld, "api.tls.clientCA"), "api.tls.clientCA",
+                     "needs api.tls.cert and api.tls.key");
+    return 0;
+}
+
 /* Of two limits the smaller one comes first. */
 static int check_order(struct loader *ld, const char *small, uint64_t a, const char *great,
                        uint64_t b)
@@ -829,6 +924,8 @@ static int check_all(struct loader *ld)
         rc = check_limits(ld);
     if (!rc)
         rc = check_registry(ld);
+    if (!rc)
+        rc = check_api(ld);
     if (!rc && !ld->config->replicate_chan)
         rc = missing(ld, "sourceConfig.replicateChan",
                      "is required: the replicate channel of the source, <cluster "
@@ -982,8 +1079,83 @@ void config_free(struct config *c)
                  k->type == KEY_REGISTRY_TYPE)
             free(*(char **)at);
     }
+    free_tokens(&c->api);
     if (c->pulsar.auth_token)
         explicit_bzero(c->pulsar.auth_token, strlen(c->pulsar.auth_token));
     free(c->pulsar.auth_token);
     free(c);
+}
+
+/* ---- reload */
+
+static bool same_texts(char **a, char **b)
+{
+    size_t i;
+
+    for (i = 0; a && b && a[i] && b[i]; i++)
+        if (strcmp(a[i], b[i]) != 0)
+            return false;
+    return !(a && a[i]) == !(b && b[i]);
+}
+
+static size_t value_size(enum key_type type)
+{
+    switch (type) {
+    case KEY_INT:
+    case KEY_MS:
+    case KEY_SECONDS:
+    case KEY_BYTES:
+        return sizeof(int64_t);
+    case KEY_BOOL:
+        return sizeof(bool);
+    case KEY_LOG_LEVEL:
+        return sizeof(enum log_level);
+    case KEY_TLS_VERSION:
+        return sizeof(int);
+    case KEY_REFUSED:
+    case KEY_UNUSED:
+        return 0;
+    default:
+        return sizeof(char *);
+    }
+}
+
+static bool same_value(enum key_type type, void *a, void *b)
+{
+    switch (type) {
+    case KEY_LIST:
+    case KEY_MAP:
+        return same_texts(*(char ***)a, *(char ***)b);
+    case KEY_TEXT:
+    case KEY_SECRET:
+    case KEY_ADDRESS:
+    case KEY_REGISTRY_TYPE:
+        return !*(char **)a == !*(char **)b && (!*(char **)a || strcmp(*(char **)a, *(char **)b) == 0);
+    default:
+        return memcmp(a, b, value_size(type)) == 0;
+    }
+}
+
+static void swap(void *a, void *b, size_t n)
+{
+    char keep[sizeof(int64_t)];
+
+    memcpy(keep, a, n);
+    memcpy(a, b, n);
+    memcpy(b, keep, n);
+}
+
+void config_apply(struct config *running, struct config *fresh, void (*needs_restart)(const char *key))
+{
+    for (const struct key *k = keys; k < keys + N_KEYS; k++) {
+        void *a = (char *)running + k->offset, *b = (char *)fresh + k->offset;
+
+        if (k->newer)
+            continue;
+        if (k->live)
+            swap(a, b, value_size(k->type));
+        else if (!same_value(k->type, a, b))
+            needs_restart(k->name);
+    }
+    swap(&running->api.n_tokens, &fresh->api.n_tokens, sizeof(size_t)); /* of api.tokens */
 }

@@ -18,13 +18,18 @@
 #include "base/mem.h"
 #include "base/metric.h"
 #include "cli/registry.h"
+#include "cli/health.h"
+#include "cli/token.h"
 #include "daemon/config.h"
+#include "daemon/notify.h"
 #include "daemon/queue.h"
 #include "daemon/registry.h"
+#include "daemon/reload.h"
 #include "loop/loop.h"
 #include "milvus/catalog.h"
 #include "milvus/etcd.h"
 #include "registry/registry.h"
+#include "task/health.h"
 #include "task/manager.h"
 
 #ifndef MILVUS_CDC_VERSION
@@ -34,6 +39,8 @@
 /* A start needs more memory than what follows (records, metadata), and malloc keeps it. */
 #define TRIM_FIRST_MS 5000
 #define TRIM_MS 60000
+#define STATUS_MS 10000
+#define STATUS_LAG_MS 30000 /* as the probe's default */
 
 struct daemon {
     struct loop *loop;
@@ -46,16 +53,20 @@ struct daemon {
     struct queue *queue;
     struct manager *manager;
     struct api_server *api;
-    struct event *sigterm, *sigint;
-    struct timer trim;
+    struct event *sigterm, *sigint, *sighup;
+    struct timer trim, status;
+    struct notify *notify;
+    const char *config_path;
     char id[128];
     int exit_code;
-    bool stopping;
+    bool stopping, ready;
 };
 
 static const char usage[] =
     "usage: milvus-cdc [--config FILE] [--check-config] [--version] [--help]\n"
     "       milvus-cdc registry ...         the registry of tasks: migrate, export, import, genkey; registry --help says more\n"
+    "       milvus-cdc health [OPTION]...   asks a running daemon, for cron and monitors; health --help says more\n"
+    "       milvus-cdc token [NAME]         a new token for the control endpoint\n"
     "\n"
     "Captures the changes of one Milvus and applies them to standby Milvus servers in real time.\n"
     "Tasks are made and controlled with POST /cdc (default address 127.0.0.1:8444).\n"
@@ -69,8 +80,9 @@ static const char usage[] =
     "         on this machine's file system); metadata from its etcd.\n"
     "Target:  a standby Milvus (common.ttMsgEnabled: false).\n"
     "Signals: SIGTERM and SIGINT stop reading, let the writes in flight finish, store checkpoints; exit code 0.\n"
+    "         SIGHUP reads the configuration again: logLevel, api.*, maxTaskNum, maxNameLength take effect at once.\n"
     "Logs:    standard error, logfmt.\n"
-    "HTTP:    POST /cdc, GET /healthz, GET /readyz, GET /cdc/metrics\n";
+    "HTTP:    POST /cdc, GET /health, GET /healthz, GET /readyz, GET /cdc/metrics\n";
 
 /* ---- stop ---------------------------------------------------------------------------------------- */
 
@@ -89,6 +101,7 @@ static void on_signal(evutil_socket_t sig, short what, void *arg)
     if (d->stopping)
         return;
     d->stopping = true;
+    notify_stopping(d->notify);
     log_info("daemon", "stopping", KS("signal", strsignal((int)sig)));
     api_stop(d->api);
     d->api = NULL;
@@ -98,9 +111,25 @@ static void on_signal(evutil_socket_t sig, short what, void *arg)
         loop_stop(d->loop);
 }
 
+static void on_sighup(evutil_socket_t sig, short what, void *arg)
+{
+    struct daemon *d = arg;
+
+    (void)sig;
+    (void)what;
+    if (d->stopping)
+        return;
+    notify_reloading(d->notify);
+    reload(d->config_path, d->config, d->api);
+    if (d->ready)
+        notify_ready(d->notify);
+}
+
 static void release(struct daemon *d)
 {
     timer_release(&d->trim);
+    timer_release(&d->status);
+    notify_free(d->notify);
     api_stop(d->api);
     manager_free(d->manager);
     queue_search_cancel(d->search);
@@ -114,6 +143,8 @@ static void release(struct daemon *d)
         event_free(d->sigterm);
     if (d->sigint)
         event_free(d->sigint);
+    if (d->sighup)
+        event_free(d->sighup);
     loop_free(d->loop);
     config_free(d->config);
     metric_clear();
@@ -140,12 +171,32 @@ static int open_etcd(struct daemon *d, struct err *err)
     return 0;
 }
 
+/* The probe's line without its numbers. */
+static void on_status(void *arg)
+{
+    struct daemon *d = arg;
+    enum health h;
+    json_t *facts = manager_health(d->manager, NULL, STATUS_LAG_MS, &h);
+    char *text = xstrdup(json_string_value(json_object_get(facts, "text"))), *end = strstr(text, " | ");
+
+    if (end)
+        *end = '\0';
+    notify_status(d->notify, text);
+    free(text);
+    json_decref(facts);
+    timer_set(&d->status, STATUS_MS);
+}
+
 static void on_ready(void *arg, const struct err *err)
 {
     struct daemon *d = arg;
 
-    if (!err)
+    if (!err) {
+        d->ready = true;
+        notify_ready(d->notify);
+        on_status(d);
         return;
+    }
     log_error("daemon", "the tasks cannot be read", KS("error", err->text));
     d->exit_code = 1;
     loop_stop(d->loop);
@@ -234,17 +285,21 @@ static void catch_signals(struct daemon *d)
     (void)signal(SIGPIPE, SIG_IGN);
     d->sigterm = evsignal_new(loop_base(d->loop), SIGTERM, on_signal, d);
     d->sigint = evsignal_new(loop_base(d->loop), SIGINT, on_signal, d);
+    d->sighup = evsignal_new(loop_base(d->loop), SIGHUP, on_sighup, d);
+    event_add(d->sighup, NULL);
     event_add(d->sigterm, NULL);
     event_add(d->sigint, NULL);
 }
 
-static int run(struct config *config)
+static int run(struct config *config, const char *path)
 {
-    struct daemon d = {.config = config};
+    struct daemon d = {.config = config, .config_path = path};
     struct err err;
 
     log_set_level(config->log_level);
     d.loop = loop_new();
+    d.notify = notify_new(d.loop);
+    timer_init(&d.status, d.loop, LOOP_PRIO_LOW, on_status, &d);
     catch_signals(&d);
     if (start(&d, &err)) {
         fail(&d, &err);
@@ -263,6 +318,11 @@ static const char *default_config(void)
     return access("configs/cdc.yaml", R_OK) == 0 ? "configs/cdc.yaml" : "/etc/milvus-cdc/cdc.yaml";
 }
 
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+} commands[] = {{"health", cli_health}, {"token", cli_token}, {"registry", cli_registry}};
+
 int main(int argc, char **argv)
 {
     static const struct option options[] = {{"config", required_argument, NULL, 'c'},
@@ -276,8 +336,9 @@ int main(int argc, char **argv)
     struct err err;
     int c;
 
-    if (argc > 1 && strcmp(argv[1], "registry") == 0)
-        return cli_registry(argc - 1, argv + 1);
+    for (size_t i = 0; argc > 1 && i < sizeof(commands) / sizeof(*commands); i++)
+        if (strcmp(argv[1], commands[i].name) == 0)
+            return commands[i].run(argc - 1, argv + 1);
     while ((c = getopt_long(argc, argv, "c:h", options, NULL)) != -1) {
         switch (c) {
         case 'c':
@@ -301,15 +362,24 @@ int main(int argc, char **argv)
         fprintf(stderr, "milvus-cdc: unexpected argument '%s'\n%s", argv[optind], usage);
         return 2;
     }
-    config = config_load(path ? path : default_config(), &err);
+    path = path ? path : default_config();
+    config = config_load(path, &err);
     if (!config) {
         fprintf(stderr, "milvus-cdc: %s\n", err.text);
         return 1;
     }
     if (check) {
-        printf("the configuration is valid: %s\n", path ? path : default_config());
+        struct ssl_ctx_st *tls;
+
+        if (api_tls_load(config, &tls, &err)) {
+            fprintf(stderr, "milvus-cdc: %s: %s\n", path, err.text);
+            config_free(config);
+            return 1;
+        }
+        api_tls_free(tls);
         config_free(config);
+        printf("the configuration is valid: %s\n", path);
         return 0;
     }
-    return run(config);
+    return run(config, path);
 }

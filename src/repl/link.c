@@ -398,6 +398,7 @@ struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt
 
     l->stream = s;
     l->tchan = tc;
+    l->moved_ms = clock_mono_ms();
     TAILQ_INIT(&l->hold);
     if (ck) {
         l->start = ck->start;

@@ -35,6 +35,9 @@
 /* A TimeTick message of 2.3.5 (source.md 5), for the metrics. */
 #define TICK_BYTES 17
 
+/* Ticks come several times a second: without one, or without a confirmation, for so long, something is wrong. */
+#define STALL_MS 10000
+
 struct coll;
 struct link;
 struct stream;
@@ -94,6 +97,7 @@ struct link {
     struct wal_pos start, done, sent, op;
     uint64_t start_tt, done_tt, sent_tt, retimed_tt, op_tt;
     char *target_pos;
+    uint64_t moved_ms;        /* monotonic, when progress was last confirmed */
     bool dirty;               /* more than ticks differs from what was stored */
     bool ticked;              /* anything does */
     size_t range;             /* its place in the request being built, if it has one there */
@@ -271,6 +275,8 @@ struct stream {
     struct wal_pos read;       /* last message handled */
     struct wal_pos tick_pos;   /* last source tick and its place */
     uint64_t tick_tt;
+    uint64_t tick_ms;          /* monotonic, when a source tick was last read; at first: when the stream was made */
+    uint64_t resumed_ms;       /* monotonic, when ticks came again after none for STALL_MS */
     bool reader_paused;
     bool draining;             /* inside stream_drain: no second one */
     bool from_earliest;        /* the gap before the first message was accepted */
@@ -472,6 +478,7 @@ struct repl_task {
     struct err fatal_err;
     unsigned drops_open;        /* collections and partitions whose drop is not finished */
     uint64_t sync_round;        /* completed syncs, so that a stall knows that its question was answered */
+    uint64_t made_ms;           /* monotonic */
     size_t held;                /* bytes of messages in memory */
     uint64_t counted;           /* number of the last request that was counted */
     struct metric *m_requests;

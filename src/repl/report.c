@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "repl/priv.h"
 
 static const char *trouble(struct repl_task *t, const char *what, const char *name, const char *text)
@@ -37,6 +38,65 @@ const char *repl_task_trouble(const struct repl_task *ct)
     if (ops_trouble(t->ops))
         return trouble(t, "operations", NULL, ops_trouble(t->ops));
     return NULL;
+}
+
+/* ---- health */
+
+static uint64_t since(uint64_t t, uint64_t now)
+{
+    return now > t ? now - t : 0;
+}
+
+static void note_stalled(struct repl_health *h, uint64_t since_ms, const char *name)
+{
+    if (h->stalled_since_ms && h->stalled_since_ms <= since_ms)
+        return;
+    h->stalled_since_ms = since_ms ? since_ms : 1;
+    h->stalled = name;
+}
+
+static void note_confirmed(struct repl_health *h, uint64_t tt)
+{
+    if (tt && (!h->confirmed_ms || tt_to_ms(tt) < h->confirmed_ms))
+        h->confirmed_ms = tt_to_ms(tt);
+}
+
+static void stream_health(const struct stream *s, uint64_t now_ms, uint64_t limit_ms, struct repl_health *h)
+{
+    bool quiet = since(s->tick_ms, now_ms) >= limit_ms;
+    bool silent = quiet && s->state == STREAM_OPEN && !s->reader_paused && !s->trouble;
+    const struct link *l;
+    uint64_t from_ms;
+
+    if (LIST_EMPTY(&s->links) && (s->state == STREAM_IDLE || s->state == STREAM_CLOSED))
+        return;
+    if (silent && (!h->silent_since_ms || s->tick_ms < h->silent_since_ms))
+        h->silent_since_ms = s->tick_ms;
+    if (quiet && !silent)
+        note_stalled(h, s->tick_ms, s->channel);
+    if (LIST_EMPTY(&s->links) && !silent)
+        note_confirmed(h, s->tick_tt);
+    LIST_FOREACH(l, &s->links, of_stream) {
+        if (silent && l->done_tt >= s->tick_tt)
+            continue; /* has all that there is */
+        note_confirmed(h, l->done_tt);
+        from_ms = l->moved_ms > s->resumed_ms ? l->moved_ms : s->resumed_ms;
+        if (since(from_ms, now_ms) >= limit_ms)
+            note_stalled(h, from_ms, s->channel);
+    }
+}
+
+void repl_task_health(const struct repl_task *t, uint64_t now_ms, struct repl_health *ret)
+{
+    uint64_t limit_ms = 3 * (uint64_t)t->o.hub->tick_interval_ms;
+
+    *ret = (struct repl_health){0};
+    if (limit_ms < STALL_MS)
+        limit_ms = STALL_MS;
+    if (t->state < RUN_RUNNING && since(t->made_ms, now_ms) >= limit_ms)
+        note_stalled(ret, t->made_ms, "start");
+    for (const struct stream *s = t->streams; s; s = s->hh.next)
+        stream_health(s, now_ms, limit_ms, ret);
 }
 
 void repl_task_progress(struct repl_task *t, repl_progress_fn fn, void *arg)

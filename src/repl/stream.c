@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
 
@@ -41,6 +42,7 @@ static struct stream *stream_new(struct repl_task *t, const char *channel)
 
     s->task = t;
     s->channel = xstrdup(channel);
+    s->tick_ms = s->resumed_ms = clock_mono_ms();
     LIST_INIT(&s->links);
     STAILQ_INIT(&s->pending);
     s->backoff = (struct backoff)BACKOFF_INIT(50, 5000);
@@ -391,8 +393,12 @@ static enum verdict on_import(struct stream *s, const struct wal_msg *m, const s
 
 static void on_tick(struct stream *s, const struct wal_msg *m, const struct msg_head *h)
 {
+    uint64_t now_ms = clock_mono_ms();
     struct link *l;
 
+    if (now_ms - s->tick_ms > STALL_MS)
+        s->resumed_ms = now_ms;
+    s->tick_ms = now_ms;
     if (h->base_tt >= s->tick_tt) {
         s->tick_tt = h->base_tt;
         s->tick_pos = m->pos;

@@ -858,6 +858,7 @@ struct repl_task *repl_task_new(const struct repl_task_options *o)
     t->o.replicate_chan = xstrdup(o->replicate_chan);
     t->o.hub = repl_hub_ref(o->hub);
     t->loop = o->loop;
+    t->made_ms = clock_mono_ms();
     t->start_backoff = (struct backoff)BACKOFF_INIT(100, 5000);
     timer_init(&t->ckpt_timer, t->loop, LOOP_PRIO_NORMAL, on_ckpt_timer, t);
     timer_init(&t->start_timer, t->loop, LOOP_PRIO_NORMAL, on_start_timer, t);

@@ -631,6 +631,7 @@ static void range_confirm(struct req_range *rg, const char *target_pos)
     }
     if (target_pos && *target_pos && rg->has_rows)
         set_text(&l->target_pos, target_pos);
+    l->moved_ms = clock_mono_ms();
     l->ticked = true;
     l->dirty |= rg->has_rows;
 }

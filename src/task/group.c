@@ -17,6 +17,7 @@
 #define BEAT_SOON_MS 20    /* after a hint: several come together */
 #define LOAD_RETRY_MS 250
 #define TELL_MS 1000       /* how often the trouble of running tasks is told to the others */
+#define REFRESH_MS 1000    /* after a hint that others changed tasks */
 #define LEAVE_AT_ONCE 50   /* targets that are handed over side by side */
 
 static void beat(struct group *g);
@@ -276,8 +277,26 @@ static void on_tell_timer(void *arg)
 
 /* ---- life --------------------------------------------------------------------------------------------------------------- */
 
+static void on_refresh_timer(void *arg)
+{
+    struct group *g = arg;
+
+    mirror_refresh(g->m, NULL, NULL, NULL);
+}
+
+/* For metrics and health; requests read for themselves. */
+static void on_task_hint(void *arg, const char *task_id)
+{
+    struct manager *m = arg;
+
+    (void)task_id;
+    if (!timer_armed(&m->group.refresh_timer))
+        timer_set(&m->group.refresh_timer, REFRESH_MS);
+}
+
 static void on_lease_hint(void *arg)
 {
+    on_task_hint(arg, NULL); /* owners */
     group_beat_soon(arg);
 }
 
@@ -296,7 +315,8 @@ void group_start(struct manager *m)
     timer_init(&g->load_timer, m->d.loop, LOOP_PRIO_HIGH, on_load_timer, g);
     timer_init(&g->lapse_timer, m->d.loop, LOOP_PRIO_HIGH, on_lapse, g);
     timer_init(&g->tell_timer, m->d.loop, LOOP_PRIO_NORMAL, on_tell_timer, g);
-    r->ops->watch(r, m->d.daemon_id, &(struct reg_watch){.on_lease = on_lease_hint, .on_request = on_request, .arg = m});
+    r->ops->watch(r, m->d.daemon_id, &(struct reg_watch){.on_task = on_task_hint, .on_lease = on_lease_hint, .on_request = on_request, .arg = m});
+    timer_init(&g->refresh_timer, m->d.loop, LOOP_PRIO_NORMAL, on_refresh_timer, g);
     timer_set(&g->tell_timer, TELL_MS);
     beat(g);
 }
@@ -336,4 +356,5 @@ void group_free(struct manager *m)
     timer_release(&g->load_timer);
     timer_release(&g->lapse_timer);
     timer_release(&g->tell_timer);
+    timer_release(&g->refresh_timer);
 }

@@ -469,7 +469,7 @@ static void on_pause_stopped(void *arg)
     char reason[1200];
 
     if (o->kind == OP_PAUSE) {
-        store_state(t, TASK_PAUSED, "manually pause through http interface", on_pause_stored);
+        store_state(t, TASK_PAUSED, REASON_MANUAL, on_pause_stored);
         return;
     }
     snprintf(reason, sizeof(reason), "%s%s%s",
@@ -1098,7 +1098,7 @@ void manager_free(struct manager *m)
 
 /* ---- answers ------------------------------------------------------------------------------------------------------------------ */
 
-static bool is_shown(const struct mtask *t)
+bool manager_task_shown(const struct mtask *t)
 {
     return t->stored ? t->state != TASK_INITIAL || strcmp(t->reason, REASON_DELETED) != 0 : t->state != TASK_INITIAL;
 }
@@ -1123,7 +1123,7 @@ json_t *manager_task_json(struct manager *m, const char *task_id)
     const char *trouble;
     json_t *o;
 
-    if (!t || !is_shown(t))
+    if (!t || !manager_task_shown(t))
         return NULL;
     o = t->spec ? spec_public_json(t->spec) : json_object();
     trouble = t->run && !*t->reason ? repl_task_trouble(t->run) : NULL;

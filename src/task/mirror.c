@@ -38,6 +38,10 @@ static void take_record(struct mtask *t, const struct reg_task *r)
     t->state = r->state;
     set_text(&t->reason, r->reason);
     set_text(&t->owner, r->owner);
+    if (*t->owner)
+        t->free_since_ms = 0;
+    else if (!t->free_since_ms)
+        t->free_since_ms = clock_mono_ms();
     t->epoch = r->epoch;
     t->since_ms = r->since_ms;
     t->seen = t->m->list_number;
@@ -60,7 +64,7 @@ static void load(struct mtask *t, const struct reg_task *r)
         set_text(&t->reason, ""); /* what kept the former owner from moving */
     if (pause) {
         t->state = TASK_PAUSED;
-        set_text(&t->reason, "the task is disabled auto start");
+        set_text(&t->reason, REASON_NO_AUTO_START);
     }
     o = manager_add_op(t, r->state == TASK_INITIAL ? OP_DELETE : OP_LOAD);
     o->changed = pause;

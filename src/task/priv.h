@@ -24,6 +24,10 @@ struct endpoint {
     struct repl_hub *hub;
 };
 
+/* Reasons of a pause that a person wanted. */
+#define REASON_MANUAL "manually pause through http interface"
+#define REASON_NO_AUTO_START "the task is disabled auto start"
+
 enum op_kind { OP_CREATE, OP_PAUSE, OP_RESUME, OP_DELETE, OP_FAIL /* paused by an error */, OP_LOAD, OP_LEAVE /* the target is handed over */ };
 
 /* A request for one task; those of one task run one after another. */
@@ -60,7 +64,7 @@ struct holding {
 /* group.c: this daemon among those that share the registry. m NULL: the registry is not shared. */
 struct group {
     struct manager *m;
-    struct timer beat_timer, load_timer, lapse_timer, tell_timer;
+    struct timer beat_timer, load_timer, lapse_timer, tell_timer, refresh_timer;
     bool beating, again, left;
     uint64_t asked_ms, number; /* of the beat under way, the last one */
     bool loading, load_again;
@@ -83,6 +87,7 @@ struct mtask {
     char *owner;            /* of a task that is not ours, as the record says; NULL: not known */
     uint64_t epoch;
     int64_t since_ms;
+    uint64_t free_since_ms; /* clock_mono_ms() when the record was first seen without an owner; 0: has one */
     uint64_t seen;          /* the last list that had it */
     char *told;             /* what the others know of its trouble */
     STAILQ_HEAD(, op) ops;  /* the first one is under way */
@@ -200,6 +205,8 @@ void manager_create_here(struct manager *m, struct task_spec *spec, manager_fn d
 void manager_request_here(struct manager *m, const char *task_id, enum op_kind kind, bool accept_gap, manager_fn done,
                           void *arg);
 struct mtask *manager_find(struct manager *m, const char *id);
+/* False: a record of a task that is being made, or that the user has deleted. */
+bool manager_task_shown(const struct mtask *t);
 struct mtask *manager_add_task(struct manager *m, const char *id);
 void manager_remove_task(struct mtask *t);
 void manager_sort_tasks(struct manager *m);
