@@ -113,7 +113,7 @@ class Site:
 
     def env(self):
         return dict(os.environ, ANSIBLE_HOME=str(self.cache), ANSIBLE_SSH_CONTROL_PATH_DIR=str(self.cache),
-                    ANSIBLE_PIPELINING="1", ANSIBLE_NOCOLOR="1", ANSIBLE_LOG_PATH=str(self.folder / f"play{self.runs}.times"), ANSIBLE_RETRY_FILES_ENABLED="0",
+                    ANSIBLE_PIPELINING="1", ANSIBLE_SSH_TRANSFER_METHOD="piped", ANSIBLE_NOCOLOR="1", ANSIBLE_LOG_PATH=str(self.folder / f"play{self.runs}.times"), ANSIBLE_RETRY_FILES_ENABLED="0",
                     ANSIBLE_VAULT_PASSWORD_FILE=str(self.folder / "vault-password"), LC_ALL="C.UTF-8",
                     ANSIBLE_SSH_ARGS="-o ControlMaster=auto -o ControlPersist=60s")
 
