@@ -129,7 +129,7 @@ class Watch:
     gap() is the longest time between the ends of two calls that succeeded one after the other.
     """
 
-    def __init__(self, url, interval=0.1, timeout=0.5, headers=None, context=None):
+    def __init__(self, url, interval=0.1, timeout=0.3, headers=None, context=None):
         self.url, self.interval, self.timeout = url, interval, timeout
         self.headers, self.context = headers or {}, context
         self.good, self.failures, self.last_error = [], 0, None

@@ -232,7 +232,7 @@ def test_rolling_upgrade(site):
         assert m.out("systemctl show -P NRestarts milvus-cdc") == "0"
     assert text.index("PLAY [A pair") < text.rindex("PLAY [A pair"), "one host at a time"
     print(f"upgrade: away for {watch.gap():.2f} s")
-    assert watch.gap() < 3, watch.last_error
+    assert watch.gap() < 5, watch.last_error  # test_vip.py has the limit for faults
 
 
 def test_removal_and_purge(site):
