@@ -36,8 +36,8 @@ class Machine(HostProcess):
         return self
 
     def run(self, command, timeout=60):
-        return subprocess.run(["ssh", *self.key.options, f"root@{self.address}", command], capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, timeout=timeout)
+        return subprocess.run(["ssh", *self.key.options, f"root@{self.address}", command], capture_output=True,
+                              text=True, stdin=subprocess.DEVNULL, timeout=timeout)
 
     def out(self, command):
         """Its output; an AssertionError with what it said when it fails."""
