@@ -89,7 +89,8 @@ class Site:
 
     def registry(self):
         return {"type": "postgresql", "host": self.pg.address, "port": self.pg.port, "database": "cdc",
-                "user": "cdc_user", "password": "{{ vault_db }}", "sslmode": "disable", "keyFile": "/etc/milvus-cdc/registry.key"}
+                "user": "cdc_user", "password": "{{ vault_db }}", "sslmode": "disable",
+                "keyFile": "/etc/milvus-cdc/registry.key"}
 
     def _write_inventory(self, key):
         hosts = {m.name: {"ansible_host": m.address} for m in self.machines}
@@ -124,8 +125,9 @@ class Site:
         """Runs the playbook; returns (what it printed, {host: number of changes})."""
         self.runs += 1
         done = subprocess.run(["ansible-playbook", "-i", self.folder / "inventory.yml", ANSIBLE / "site.yml", "-vvv",
-                               "--diff", "-e", json.dumps(variables), *options], env=self.env(), stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+                               "--diff", "-e", json.dumps(variables), *options], env=self.env(),
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              timeout=300)
         (self.folder / f"play{self.runs}.log").write_text(done.stdout)
         assert (done.returncode != 0) == fails, f"exit code {done.returncode}\n{done.stdout[-6000:]}"
         for name, secret in SECRETS.items():
@@ -264,5 +266,6 @@ def test_removal_and_purge(site):
 
 def test_lint(tmp_path):
     done = subprocess.run(["ansible-lint", "--offline", "--nocolor", "--strict", "--profile", "production", "site.yml",
-                           "roles"], cwd=ANSIBLE, capture_output=True, text=True, env=dict(os.environ, HOME=str(tmp_path)))
+                           "roles"], cwd=ANSIBLE, capture_output=True, text=True,
+                          env=dict(os.environ, HOME=str(tmp_path)))
     assert done.returncode == 0, done.stdout + done.stderr
