@@ -149,7 +149,8 @@ install: $(release_BIN)
 	$(INSTALL) -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/milvus-cdc $(dir $(CONF)) $(DESTDIR)$(UNITDIR) \
 	    $(DESTDIR)$(PREFIX)/share/man/man8 $(DOC)/examples
 	$(INSTALL) -m 755 $(release_BIN) $(DESTDIR)$(PREFIX)/bin/milvus-cdc
-	$(INSTALL) -m 755 etc/keepalived/check-milvus-cdc $(DESTDIR)$(PREFIX)/libexec/milvus-cdc/check-milvus-cdc
+	$(PATHS) etc/keepalived/check-milvus-cdc >$(DESTDIR)$(PREFIX)/libexec/milvus-cdc/check-milvus-cdc
+	chmod 755 $(DESTDIR)$(PREFIX)/libexec/milvus-cdc/check-milvus-cdc
 	test -e $(CONF) || { $(INSTALL) -m 640 /dev/null $(CONF) && $(PATHS) etc/cdc.yaml >$(CONF); }
 	$(PATHS) etc/systemd/milvus-cdc.service >$(DESTDIR)$(UNITDIR)/milvus-cdc.service
 	$(PATHS) etc/man/milvus-cdc.8 | gzip -9n >$(DESTDIR)$(PREFIX)/share/man/man8/milvus-cdc.8.gz
