@@ -17,7 +17,7 @@ from servers import ROOT, Process, ServerError, find_program, free_port, http_ge
 
 ANSIBLE = ROOT / "etc" / "ansible"
 SECRETS = {"vault_db": "pw'of:the\\db \"7Tq2\"", "vault_admin": "Admin-s3cret-91x", "vault_token": "t0ken-5e55ion-77aa",
-           "vault_key": "k3y-material-00ff"}
+           "vault_key": "5ea1" * 16}
 UPGRADE = "0.1.0+upgrade1"
 
 
@@ -179,8 +179,10 @@ def test_from_nothing_to_a_pair(site):
     for m in site.machines:
         assert m.out("systemctl is-active milvus-cdc keepalived") == "active\nactive"
         assert m.out("systemctl is-enabled milvus-cdc keepalived") == "enabled\nenabled"
-        for path in ("cdc.yaml", "registry.key", "operator.token"):
-            assert m.out(f"stat -c '%a %U:%G' /etc/milvus-cdc/{path}") == "640 root:milvus-cdc"
+        for path, rights in (("", "750 root:milvus-cdc"), ("cdc.yaml", "640 root:milvus-cdc"),
+                             ("registry.key", "600 milvus-cdc:milvus-cdc"),
+                             ("operator.token", "600 milvus-cdc:milvus-cdc")):
+            assert m.out(f"stat -c '%a %U:%G' /etc/milvus-cdc/{path}") == rights
         assert m.out("ps -o user= -p $(systemctl show -P MainPID milvus-cdc)") == "milvus-cdc"
         assert m.run("ls -A /root/.milvus-cdc.pgpass").returncode != 0
         m.out("cd /; runuser -u milvus-cdc -- milvus-cdc --check-config")
