@@ -2,6 +2,9 @@
 VERSION := 0.1.0
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+# What apt compares: a package that is built again from other sources takes e.g. DEB_VERSION=0.1.0+1.
+DEB_VERSION ?= $(VERSION)
 # Another folder lets two builds of one tree run at the same time.
 BUILD ?= build
 PKGS := libevent libevent_openssl jansson libnghttp2 libprotobuf-c sqlite3 yaml-0.1 openssl \
@@ -135,11 +138,29 @@ lint:
 	@if [ -x scripts/check-deps.sh ]; then scripts/check-deps.sh; \
 	else echo "no scripts/check-deps.sh yet"; fi
 
+# The files in etc/ name the paths of the Debian package.
+PATHS = sed -e 's|/usr/bin/milvus-cdc|$(PREFIX)/bin/milvus-cdc|g' -e 's|/usr/libexec/|$(PREFIX)/libexec/|g' \
+            -e 's|/etc/milvus-cdc/|$(SYSCONFDIR)/milvus-cdc/|g' -e 's|path: \./milvus-cdc\.db|path: $(STATEDIR)/milvus-cdc.db|'
+STATEDIR := /var/lib/milvus-cdc
+CONF := $(DESTDIR)$(SYSCONFDIR)/milvus-cdc/cdc.yaml
+DOC := $(DESTDIR)$(PREFIX)/share/doc/milvus-cdc
+
 install: $(release_BIN)
-	$(INSTALL) -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SYSCONFDIR)/milvus-cdc
+	$(INSTALL) -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/milvus-cdc $(dir $(CONF)) $(DESTDIR)$(UNITDIR) \
+	    $(DESTDIR)$(PREFIX)/share/man/man8 $(DOC)/examples
 	$(INSTALL) -m 755 $(release_BIN) $(DESTDIR)$(PREFIX)/bin/milvus-cdc
-	test -e $(DESTDIR)$(SYSCONFDIR)/milvus-cdc/cdc.yaml || \
-	    $(INSTALL) -m 644 etc/cdc.yaml $(DESTDIR)$(SYSCONFDIR)/milvus-cdc/cdc.yaml
+	$(PATHS) etc/keepalived/check-milvus-cdc >$(DESTDIR)$(PREFIX)/libexec/milvus-cdc/check-milvus-cdc
+	chmod 755 $(DESTDIR)$(PREFIX)/libexec/milvus-cdc/check-milvus-cdc
+	test -e $(CONF) || { $(INSTALL) -m 640 /dev/null $(CONF) && $(PATHS) etc/cdc.yaml >$(CONF); }
+	$(PATHS) etc/systemd/milvus-cdc.service >$(DESTDIR)$(UNITDIR)/milvus-cdc.service
+	$(PATHS) etc/man/milvus-cdc.8 | gzip -9n >$(DESTDIR)$(PREFIX)/share/man/man8/milvus-cdc.8.gz
+	$(INSTALL) -m 644 README.md $(DOC)/README.md
+	$(PATHS) etc/cdc.yaml >$(DOC)/examples/cdc.yaml
+	$(PATHS) etc/keepalived/keepalived.conf >$(DOC)/examples/keepalived.conf
+	$(PATHS) etc/cron.d/milvus-cdc >$(DOC)/examples/cron.d
+
+deb: $(release_BIN)
+	$(Q)scripts/deb $(BUILD) $(DEB_VERSION)
 
 clean:
 	rm -rf $(BUILD)
@@ -151,10 +172,11 @@ help:
 	@echo "make tools        test/tools/*.c, for scripts/bench"
 	@echo "make gen          code generated from proto/"
 	@echo "make lint         layer rules (scripts/check-deps.sh)"
-	@echo "make install      DESTDIR=, PREFIX=$(PREFIX), SYSCONFDIR=$(SYSCONFDIR); keeps an existing cdc.yaml"
+	@echo "make install      DESTDIR=, PREFIX=$(PREFIX), SYSCONFDIR=$(SYSCONFDIR), UNITDIR=; keeps an existing cdc.yaml"
+	@echo "make deb          $(BUILD)/milvus-cdc_$(DEB_VERSION)_<arch>.deb"
 	@echo "make clean        removes $(BUILD)/"
 	@echo "BUILD=folder (default: build); V=1 shows commands; CFLAGS and LDFLAGS are appended"
 
-.PHONY: all release asan gen check-unit tools lint install clean help
+.PHONY: all release asan gen check-unit tools lint install deb clean help
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

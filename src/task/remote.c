@@ -122,7 +122,7 @@ static void execute(struct remote_call *c, const json_t *body)
     const char *id = json_string_value(json_object_get(body, "task_id"));
     const char *stored = json_string_value(json_object_get(body, "spec"));
     struct task_spec *spec = NULL;
-    enum op_kind kind;
+    enum op_kind kind = OP_PAUSE;
     struct err err;
 
     err.code = ERR_OK;
