@@ -132,6 +132,12 @@ $(BUILD)/tools/%: test/tools/%.c $(GEN_C) $(GEN_H)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(BASE_CPPFLAGS) $(BASE_CFLAGS) $(WARN) -O2 -g $(CFLAGS) -o $@ $< $(GEN_C) -levent $(LIBS)
 
+# Reads with our own reader.
+$(BUILD)/tools/waldump: test/tools/waldump.c $(BUILD)/asan/libcdc.a
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(BASE_CPPFLAGS) $(BASE_CFLAGS) $(WARN) $(asan_CFLAGS) $(CFLAGS) -o $@ $^ $(LIBS)
+
 tools: $(patsubst test/tools/%.c,$(BUILD)/tools/%,$(wildcard test/tools/*.c))
 
 lint:

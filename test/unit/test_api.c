@@ -13,6 +13,7 @@
 #include "base/metric.h"
 #include "daemon/config.h"
 #include "loop/loop.h"
+#include "task/health.h"
 #include "task/manager.h"
 #include "task/spec.h"
 
@@ -37,6 +38,7 @@ struct manager {
     struct err fail; /* code 0: success */
     char last[300];  /* the last call */
     const char *not_ready, *trouble;
+    enum health health;
     unsigned cancels, updates;
     manager_fn fn; /* the open call */
     manager_position_fn position_fn;
@@ -164,6 +166,13 @@ void manager_refresh(struct manager *m, const char *task_id, manager_fn done, vo
     (void)task_id;
     *f = (struct refresh){m, done, arg};
     loop_defer(m->loop, answer_refresh, f);
+}
+
+json_t *manager_health(struct manager *m, const char *task_id, uint64_t max_lag_ms, enum health *ret)
+{
+    snprintf(m->last, sizeof(m->last), "health %s %u", task_id ? task_id : "(null)", (unsigned)max_lag_ms);
+    *ret = m->health;
+    return json_pack("{s:s}", "text", "as scripted");
 }
 
 const char *manager_registry_trouble(struct manager *m)
@@ -1143,6 +1152,39 @@ static void busy_connections_make_others_wait(void **state)
 
 /* ---- health, metrics, log */
 
+static void health_has_a_status_for_balancers(void **state)
+{
+    static const struct {
+        enum health health;
+        int status;
+    } cases[] = {{HEALTH_OK, 200}, {HEALTH_WARNING, 200}, {HEALTH_CRITICAL, 503}, {HEALTH_UNKNOWN, 404}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        mgr.health = cases[i].health;
+        send_raw("GET /health?max_lag=1.5m&task=a%20b&x=1 HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_int_equal(reply.status, cases[i].status);
+        assert_non_null(strstr(reply.body, "as scripted"));
+        assert_string_equal(mgr.last, "health a b 90000");
+    }
+    mgr.health = HEALTH_OK;
+    send_raw("GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_string_equal(mgr.last, "health (null) 30000");
+    send_raw("GET /health?max_lag=soon HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_int_equal(reply.status, 400);
+}
+
+static void registry_that_is_away_is_503(void **state)
+{
+    (void)state;
+    mgr.trouble = "gone";
+    fail_next(ERR_UNAVAILABLE, "the registry is gone");
+    ask(BY_ID("get"));
+    assert_int_equal(reply.status, 503);
+    assert_non_null(strstr(reply.body, "\"code\":503"));
+    assert_non_null(strstr(reply.body, "the registry is gone"));
+}
+
 static void health_and_readiness(void **state)
 {
     (void)state;
@@ -1291,6 +1333,8 @@ int main(void)
         TEST(json_error_does_not_echo_the_body),
         TEST(error_text_of_any_bytes_is_sent),
         TEST(methods_and_paths),
+        TEST(health_has_a_status_for_balancers),
+        TEST(registry_that_is_away_is_503),
         TEST(what_is_not_http_is_refused),
         TEST(header_has_a_limit),
         TEST(nul_in_the_header_is_refused),
