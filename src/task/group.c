@@ -212,10 +212,13 @@ static void on_beat(void *arg, const struct err *err, const struct reg_beat *b)
 
     g->beating = false;
     if (err) {
-        log_warn("task", "no sign of life at the task registry", KS("error", err->text));
+        if (!g->silent)
+            log_warn("task", "no sign of life reaches the task registry, trying again", KS("error", err->text));
+        g->silent = true;
         timer_set(&g->beat_timer, BEAT_RETRY_MS);
         return;
     }
+    g->silent = false;
     take_beat(g, b);
     if (b->next_expiry_ms >= 0 && (uint64_t)b->next_expiry_ms + BEAT_SOON_MS < wait)
         wait = (uint64_t)b->next_expiry_ms + BEAT_SOON_MS;

@@ -65,7 +65,7 @@ struct holding {
 struct group {
     struct manager *m;
     struct timer beat_timer, load_timer, lapse_timer, tell_timer, refresh_timer;
-    bool beating, again, left;
+    bool beating, again, left, silent;
     uint64_t asked_ms, number; /* of the beat under way, the last one */
     bool loading, load_again;
     uint64_t load_asked_ms;
