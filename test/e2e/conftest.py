@@ -119,9 +119,9 @@ class Lab:
         self.databases.append(name)
         return name
 
-    def create(self, cdc, tables, **more):
+    def create(self, cdc, tables, target=None, **more):
         names = tables if isinstance(tables, dict) else [t.name if isinstance(t, Table) else t for t in tables]
-        return cdc.create(self.pair.target, names, **more)
+        return cdc.create(target or self.pair.target, names, **more)
 
     def equal(self, cdc, task, tables, database="default", timeout=120):
         cdc.wait_caught_up(task, timeout)

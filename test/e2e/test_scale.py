@@ -149,3 +149,53 @@ def test_an_idle_collection(wide):
           f"{many_cpu:.2f} %; {each:.0f} bytes each")
     assert each < BYTES_PER_COLLECTION
     assert many_cpu < few_cpu + 1.5
+
+
+def statements(postgres, database):
+    """Each of the daemons' statements is a transaction."""
+    return int(postgres.sql("SELECT sum(xact_commit + xact_rollback) FROM pg_stat_database "
+                            f"WHERE datname = '{database}'"))
+
+
+def test_a_thousand_tasks_over_three_daemons(wide, postgres):
+    """Fifty targets with twenty tasks each: how soon the claims settle, and what the registry has to do then."""
+    targets, each, daemons = 50, 20, 3
+    wide.many.grow(targets * each)
+    database = f"t{time.time_ns() % 10**9}"
+    registry = {"type": "postgresql", "uri": postgres.database(database), "leaseSeconds": 6}
+    folder = wide.folder / "group"
+    sink = Sink(folder / "sink", channels=16, listen="0.0.0.0").start()
+    cdcs = [Cdc(folder / f"cdc{i}", wide.source, program=PROGRAM, registry=registry, maxTaskNum=2000)
+            for i in range(daemons)]
+    try:
+        cdcs[0].start()
+        wait_for("it answers", lambda: cdcs[0].api("list") is not None, 20)
+        for n in range(targets * each):
+            sink.uri = f"http://127.0.1.{n % targets + 1}:{sink.port}"
+            cdcs[0].create(sink, [wide.many.name(n)])
+        assert cdcs[0].stop() == 0
+        began = time.monotonic()
+        for c in cdcs:
+            c.start(ready=None)
+
+        def spread():
+            tasks = cdcs[0].api("list")["tasks"]
+            owned = [sum(f":{c.port}" in t.get("owner", "") for t in tasks) for c in cdcs]
+            return owned if sum(owned) == len(tasks) == targets * each and max(owned) - min(owned) <= each else None
+        owned = wait_for("all tasks have an owner, evenly", spread, 60, 0.05)
+        settled = time.monotonic() - began
+        for c in cdcs:
+            wait_times(c, "write", each, time.time())
+        quiet = statements(postgres, database), time.monotonic()
+        time.sleep(10)  # what is measured is time in which nothing happens
+        rate = (statements(postgres, database) - quiet[0]) / (time.monotonic() - quiet[1]) / daemons
+        print(f"\n{targets * each} tasks over {daemons} daemons: {owned}, settled {settled:.2f} s after the start; "
+              f"{rate:.1f} statements/s for each daemon")
+        assert settled < 5
+        assert rate < 50
+        for c in cdcs:
+            assert c.stop() == 0
+    finally:
+        for c in cdcs:
+            servers.Process.kill(c)
+        sink.stop()
