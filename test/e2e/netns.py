@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 
+import pytest
 from servers import Cdc, Process, ServerError
 
 _numbers = itertools.count()
@@ -22,6 +23,22 @@ def ip(*args):
         raise ServerError(f"ip {' '.join(args)}: {done.stderr.strip()} (these tests make network namespaces: they run "
                           "as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN)")
     return done.stdout
+
+
+def forbidden():
+    """Why this kernel lets us make no hosts (a container without CAP_SYS_ADMIN or CAP_NET_ADMIN), or None."""
+    trial = ("d=/mnt && mount -t tmpfs tmpfs $d && mkdir $d/a $d/b $d/c && "
+             "mount -t overlay -o lowerdir=/,upperdir=$d/a,workdir=$d/b overlay $d/c && mount -t proc proc $d/c/proc && "
+             "mount -t sysfs sysfs $d/c/sys && mount -t cgroup2 cgroup2 $d/c/sys/fs/cgroup && "
+             "ip link add x type veth peer name y && ip link add z type bridge")
+    done = subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "--uts", "--ipc", "--cgroup", "sh", "-ec", trial],
+                          capture_output=True, text=True)
+    text = done.stderr.strip().splitlines()[-1:] or ["unshare failed"]
+    return f"no namespaces or mounts of our own here: {text[0]}" if done.returncode else None
+
+
+_reason = forbidden()
+needs_hosts = pytest.mark.skipif(_reason is not None, reason=str(_reason))
 
 
 class Net:

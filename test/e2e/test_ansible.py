@@ -12,8 +12,10 @@ import pytest
 import yaml
 from conftest import FOLDER
 from machine import Machine, SshKey
-from netns import HostCdc, Net, Watch
+from netns import HostCdc, Net, Watch, needs_hosts
 from servers import ROOT, Process, ServerError, find_program, free_port, http_get, wait_for
+
+pytestmark = needs_hosts
 
 ANSIBLE = ROOT / "etc" / "ansible"
 SECRETS = {"vault_db": "pw'of:the\\db \"7Tq2\"", "vault_admin": "Admin-s3cret-91x", "vault_token": "t0ken-5e55ion-77aa",

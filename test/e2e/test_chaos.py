@@ -12,11 +12,13 @@ import pytest
 import yaml
 from bench_parts import Sink
 from conftest import FOLDER
-from netns import Host, HostCdc, Net, Watch
+from netns import Host, HostCdc, Net, Watch, needs_hosts
 from relay import Relay
 from servers import ROOT, wait_for
 from test_group import check_one_writer
 from test_vip import LIMIT, Vip, cut, heal, killed, stopped
+
+pytestmark = needs_hosts
 
 FAULTS, LEASE = int(os.environ.get("CHAOS_FAULTS") or 20), 2
 

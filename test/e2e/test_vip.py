@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import FOLDER
-from netns import Host, HostCdc, Net, Watch
+from netns import Host, HostCdc, Net, Watch, needs_hosts
 from servers import ROOT, ServerError, wait_for
+
+pytestmark = needs_hosts
 
 LIMIT = 3.0
 CHECK = ROOT / "etc" / "keepalived" / "check-milvus-cdc"
