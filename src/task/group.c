@@ -253,6 +253,14 @@ void group_beat_soon(struct manager *m)
 
 /* ---- what the others see of our tasks --------------------------------------------------------------------------------- */
 
+static void on_told(void *arg, const struct err *err)
+{
+    struct mtask *t = arg;
+
+    if (err)
+        xfree(&t->told); /* again, a second later */
+}
+
 static void tell(struct mtask *t)
 {
     struct manager *m = t->m;
@@ -265,7 +273,7 @@ static void tell(struct mtask *t)
     free(t->told);
     t->told = xstrdup(text);
     m->d.registry->ops->set_state(m->d.registry, t->id, TASK_RUNNING, text, m->d.daemon_id, holding_epoch(m, t->key),
-                                  NULL, NULL);
+                                  on_told, t);
 }
 
 static void on_tell_timer(void *arg)

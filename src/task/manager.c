@@ -489,7 +489,10 @@ void manager_on_fatal(void *arg, const struct err *err)
 
     err = &copy;
     if (err->code == ERR_STALE && t->m->d.registry->shared) {
-        holding_find(t->m, t->key)->stale = true; /* the next beat makes sure, and ends all tasks of the target */
+        struct holding *h = holding_find(t->m, t->key);
+
+        if (h)
+            h->stale = true; /* the next beat makes sure, and ends all tasks of the target */
         group_beat_soon(t->m);
         return;
     }
