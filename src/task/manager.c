@@ -1,20 +1,17 @@
 /*
  * manager.c - the tasks of this daemon. Requests for one task run one after another; each is a small chain of
- * asynchronous steps that ends in op_finish().
+ * asynchronous steps that ends in manager_op_finish().
  */
 #include "task/manager.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
-#include "base/base64.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/metric.h"
-#include "base/pbwire.h"
 #include "daemon/config.h"
 #include "task/priv.h"
 
@@ -99,7 +96,7 @@ void manager_remove_task(struct mtask *t)
 
 /* ---- queue of requests ------------------------------------------------------------------------------ */
 
-static struct op *op_add(struct mtask *t, enum op_kind kind, manager_fn fn, void *arg)
+struct op *manager_op_add(struct mtask *t, enum op_kind kind, manager_fn fn, void *arg)
 {
     struct op *o = xcalloc(1, sizeof(*o));
 
@@ -112,13 +109,8 @@ static struct op *op_add(struct mtask *t, enum op_kind kind, manager_fn fn, void
     return o;
 }
 
-struct op *manager_add_op(struct mtask *t, enum op_kind kind)
-{
-    return op_add(t, kind, NULL, NULL);
-}
-
 /* Ends the request at the head; gone: the task is removed. err NULL: success. */
-static void op_finish(struct mtask *t, const struct err *err, bool gone)
+void manager_op_finish(struct mtask *t, const struct err *err, bool gone)
 {
     struct op *o = STAILQ_FIRST(&t->ops);
     struct manager *m = t->m;
@@ -189,7 +181,7 @@ static void on_create_removed(void *arg, const struct err *err)
     struct err failure = t->failure;
 
     (void)err; /* what could not be removed has state Initial and is removed at the next start */
-    op_finish(t, &failure, true);
+    manager_op_finish(t, &failure, true);
 }
 
 /* Removes the record of a create that failed; with what the queue may keep for it already. */
@@ -202,10 +194,10 @@ static void create_undo(struct mtask *t)
         return;
     }
     cleanup_start(t->m, t->id, t->key); /* its record has state Initial */
-    op_finish(t, &failure, true);
+    manager_op_finish(t, &failure, true);
 }
 
-static void create_fail(struct mtask *t, const struct err *err)
+void manager_create_fail(struct mtask *t, const struct err *err)
 {
     t->failure = *err;
     timer_cancel(&t->timer);
@@ -214,7 +206,7 @@ static void create_fail(struct mtask *t, const struct err *err)
     if (t->stored)
         create_undo(t);
     else
-        op_finish(t, &t->failure, true);
+        manager_op_finish(t, &t->failure, true);
 }
 
 static void on_running_stored(void *arg, const struct err *err)
@@ -223,10 +215,10 @@ static void on_running_stored(void *arg, const struct err *err)
 
     t->storing_run = false;
     if (err && STAILQ_FIRST(&t->ops)->kind == OP_CREATE) {
-        create_fail(t, err);
+        manager_create_fail(t, err);
         return;
     }
-    op_finish(t, err, false);
+    manager_op_finish(t, err, false);
 }
 
 /* The runtime has fixed where everything begins: no row from now on is missed. */
@@ -239,7 +231,7 @@ static void on_started(void *arg, const struct err *err)
     if (!o)
         return; /* a start that nobody waits for */
     if (o->kind == OP_CREATE && err)
-        create_fail(t, err);
+        manager_create_fail(t, err);
     else if (o->kind == OP_CREATE || o->kind == OP_RESUME) {
         t->storing_run = true;
         store_state(t, TASK_RUNNING, "", on_running_stored);
@@ -258,10 +250,10 @@ static void start_timeout(void *arg)
     err_set(&err, ERR_TIMEOUT, ERRC_USER, "fail to start task: the source did not answer within %d s (%s)",
             START_LIMIT_MS / 1000, why ? why : "waiting for its metadata");
     if (o->kind == OP_CREATE) {
-        create_fail(t, &err);
+        manager_create_fail(t, &err);
     } else {
         runtime_release(t);
-        op_finish(t, &err, false);
+        manager_op_finish(t, &err, false);
     }
 }
 
@@ -271,14 +263,14 @@ static void on_created(void *arg, const struct err *err)
     struct err e;
 
     if (err) {
-        create_fail(t, err);
+        manager_create_fail(t, err);
         return;
     }
     t->stored = true;
     runtime_open(t);
     timer_set(&t->timer, START_LIMIT_MS);
     if (runtime_start(t, on_started, &e))
-        create_fail(t, &e);
+        manager_create_fail(t, &e);
 }
 
 static void create_store(struct mtask *t)
@@ -317,7 +309,7 @@ static void on_create_probed(void *arg, const struct err *err, enum target_mode 
     t->probe = NULL;
     check_mode(mode, err, &e);
     if (e.code) {
-        create_fail(t, &e);
+        manager_create_fail(t, &e);
         return;
     }
     log_info("task", "target probed", KS("task", t->id), KS("target", t->key), KS("version", version));
@@ -330,18 +322,6 @@ static void probe(struct mtask *t, target_probe_fn done)
 
     runtime_target_options(t->spec, &o);
     t->probe = target_probe_start(t->m->d.loop, &o, done, t);
-}
-
-static void new_task_id(char ret[33])
-{
-    uint8_t raw[16] = {0};
-
-    if (getrandom(raw, sizeof(raw), 0) != (ssize_t)sizeof(raw))
-        abort();
-    raw[6] = (uint8_t)((raw[6] & 0x0f) | 0x40); /* a version 4 UUID without dashes, as the Go implementation's */
-    raw[8] = (uint8_t)((raw[8] & 0x3f) | 0x80);
-    for (size_t i = 0; i < sizeof(raw); i++)
-        snprintf(ret + 2 * i, 3, "%02x", raw[i]);
 }
 
 /* The target is held: its tasks here are all that there are. */
@@ -363,50 +343,15 @@ static int check_overlap(struct mtask *self, struct err *err)
     return 0;
 }
 
-/* Answers a create that never became a task, from the loop. */
-struct late_answer {
-    LIST_ENTRY(late_answer) entry;
-    struct manager *m; /* NULL: it is gone */
-    manager_fn fn;
-    void *arg;
-    struct err err;
-    bool ok;
-};
-
-static void answer_late(void *arg)
-{
-    struct late_answer *a = arg;
-
-    if (a->m)
-        LIST_REMOVE(a, entry);
-    if (a->fn)
-        a->fn(a->arg, a->ok ? NULL : &a->err);
-    free(a);
-}
-
-static void answer(struct manager *m, manager_fn fn, void *arg, const struct err *err)
-{
-    struct late_answer *a = xcalloc(1, sizeof(*a));
-
-    a->m = m;
-    LIST_INSERT_HEAD(&m->late, a, entry);
-    a->fn = fn;
-    a->arg = arg;
-    a->ok = err == NULL;
-    if (err)
-        a->err = *err;
-    loop_defer(m->d.loop, answer_late, a);
-}
-
 void manager_create_here(struct manager *m, struct task_spec *spec, manager_fn done, void *arg)
 {
     struct err err;
     struct mtask *t;
-    char id[33], *key;
+    char *key;
 
     err.code = ERR_OK;
     if (spec->task_id && manager_find(m, spec->task_id)) {
-        answer(m, done, arg, NULL);
+        manager_answer(m, done, arg, NULL);
         spec_free(spec);
         return;
     }
@@ -423,20 +368,16 @@ void manager_create_here(struct manager *m, struct task_spec *spec, manager_fn d
                 "task %s was deleted just now, and what the source's queue keeps for it is still being removed: try again",
                 spec->task_id);
     if (err.code) {
-        answer(m, done, arg, &err);
+        manager_answer(m, done, arg, &err);
         free(key);
         spec_free(spec);
         return;
-    }
-    if (!spec->task_id) {
-        new_task_id(id);
-        spec->task_id = xstrdup(id);
     }
     t = manager_add_task(m, spec->task_id);
     manager_sort_tasks(m);
     t->spec = spec;
     t->key = key;
-    (void)op_add(t, OP_CREATE, done, arg);
+    (void)manager_op_add(t, OP_CREATE, done, arg);
 }
 
 /* ---- pause, and the end of a task that failed -------------------------------------------------------------- */
@@ -454,7 +395,7 @@ static void after_pause(struct mtask *t, const struct err *err)
     runtime_release(t);
     if (!err)
         keep(t);
-    op_finish(t, err, false);
+    manager_op_finish(t, err, false);
 }
 
 static void on_pause_stored(void *arg, const struct err *err)
@@ -497,16 +438,16 @@ void manager_on_fatal(void *arg, const struct err *err)
         return;
     }
     if (head && head->kind == OP_CREATE && !t->storing_run) {
-        create_fail(t, err);
+        manager_create_fail(t, err);
         return;
     }
     if (head && head->kind == OP_RESUME && !t->storing_run) {
         timer_cancel(&t->timer);
         runtime_release(t);
-        op_finish(t, err, false);
+        manager_op_finish(t, err, false);
         return;
     }
-    op_add(t, OP_FAIL, NULL, NULL)->err = *err;
+    manager_op_add(t, OP_FAIL, NULL, NULL)->err = *err;
 }
 
 /* ---- resume ---------------------------------------------------------------------------------------------------- */
@@ -522,7 +463,7 @@ static void resume_start(struct mtask *t)
     if (runtime_start(t, on_started, &e)) {
         timer_cancel(&t->timer);
         runtime_release(t);
-        op_finish(t, &e, false);
+        manager_op_finish(t, &e, false);
     }
 }
 
@@ -535,7 +476,7 @@ static void on_resume_probed(void *arg, const struct err *err, enum target_mode 
     t->probe = NULL;
     check_mode(mode, err, &e);
     if (e.code) {
-        op_finish(t, &e, false);
+        manager_op_finish(t, &e, false);
         return;
     }
     resume_start(t);
@@ -556,7 +497,7 @@ static void load_task(struct mtask *t)
     } else {
         keep(t);
     }
-    op_finish(t, NULL, false);
+    manager_op_finish(t, NULL, false);
 }
 
 /* ---- delete --------------------------------------------------------------------------------------------------------- */
@@ -565,7 +506,7 @@ static void on_removed(void *arg, const struct err *err)
 {
     struct mtask *t = arg;
 
-    op_finish(t, err, err == NULL);
+    manager_op_finish(t, err, err == NULL);
 }
 
 /* What the queue keeps for the task goes later: it may be away. */
@@ -575,7 +516,7 @@ static void on_delete_marked(void *arg, const struct err *err)
 
     if (!err)
         cleanup_start(t->m, t->id, t->key);
-    op_finish(t, err, err == NULL);
+    manager_op_finish(t, err, err == NULL);
 }
 
 static void on_delete_stopped(void *arg)
@@ -606,7 +547,7 @@ static void refuse(struct mtask *t, const char *text)
     struct err err;
 
     err_set(&err, ERR_STATE, ERRC_USER, "%s, task_id: %s", text, t->id);
-    op_finish(t, &err, false);
+    manager_op_finish(t, &err, false);
 }
 
 static void begin_create(struct mtask *t)
@@ -614,7 +555,7 @@ static void begin_create(struct mtask *t)
     struct err err;
 
     if (check_overlap(t, &err))
-        create_fail(t, &err);
+        manager_create_fail(t, &err);
     else
         probe(t, on_create_probed);
 }
@@ -624,7 +565,7 @@ static void on_leave_stopped(void *arg)
     struct mtask *t = arg;
 
     runtime_release(t);
-    op_finish(t, NULL, false);
+    manager_op_finish(t, NULL, false);
 }
 
 /* False: the request waits for the target's lease. */
@@ -668,7 +609,7 @@ static void op_begin(void *arg)
         if (t->run && t->state == TASK_RUNNING)
             repl_task_stop(t->run, STOP_LIMIT_MS, on_pause_stopped, t);
         else
-            op_finish(t, NULL, false);
+            manager_op_finish(t, NULL, false);
         return;
     case OP_LOAD:
         load_task(t);
@@ -677,294 +618,6 @@ static void op_begin(void *arg)
         stop_run(t, on_leave_stopped);
         return;
     }
-}
-
-/* ---- targets that are taken, lost, handed over --------------------------------------------------------------- */
-
-/* Somebody else has the target: he does it. */
-static void forward(struct mtask *t)
-{
-    const struct op *o = STAILQ_FIRST(&t->ops);
-
-    if (o->fn && o->kind <= OP_DELETE) {
-        t->forwarding = true;
-        remote_forward(t);
-    } else {
-        op_finish(t, NULL, false);
-    }
-}
-
-static void on_forward_refreshed(void *arg, const struct err *err)
-{
-    (void)err; /* it was done: what is shown is read again for the next request */
-    op_finish(arg, NULL, false);
-}
-
-void manager_on_forwarded(struct mtask *t, const struct err *err)
-{
-    enum op_kind kind = STAILQ_FIRST(&t->ops)->kind;
-
-    if (err) {
-        op_finish(t, err, kind == OP_CREATE);
-    } else if (kind == OP_DELETE) {
-        op_finish(t, NULL, true);
-    } else {
-        t->stored = true;
-        mirror_refresh(t->m, t->id, on_forward_refreshed, t);
-    }
-}
-
-/* The requests that wait for the lease go on, or fail. */
-void manager_on_held(struct manager *m, const char *target_key, const struct err *err)
-{
-    struct mtask *t, *tmp;
-
-    HASH_ITER(hh, m->tasks, t, tmp) {
-        if (strcmp(t->key, target_key) != 0 || !(t->holding || (t->forwarding && !err)))
-            continue;
-        if (t->forwarding) { /* the owner is gone, and we are the next one */
-            m->d.registry->ops->cancel(m->d.registry, t);
-            mirror_cancel(m, t);
-            t->forwarding = false;
-        }
-        t->holding = false;
-        if (!err)
-            timer_set(&t->next, 0);
-        else if (m->d.registry->shared && err->code == ERR_STATE)
-            forward(t);
-        else if (STAILQ_FIRST(&t->ops)->kind == OP_CREATE)
-            create_fail(t, err);
-        else
-            op_finish(t, err, false);
-    }
-}
-
-void manager_on_released(struct manager *m, const char *target_key)
-{
-    for (struct mtask *t = m->tasks; t; t = t->hh.next)
-        if (t->holding && strcmp(t->key, target_key) == 0)
-            timer_set(&t->next, 0);
-}
-
-/* Requests of users that have not begun stay, and go to the new owner. */
-static void drop_ops(struct mtask *t)
-{
-    struct op *o, *next, *head = t->holding ? NULL : STAILQ_FIRST(&t->ops);
-    struct err err;
-
-    for (o = STAILQ_FIRST(&t->ops); o; o = next) {
-        next = STAILQ_NEXT(o, entry);
-        if (o->fn)
-            continue;
-        STAILQ_REMOVE(&t->ops, o, op, entry);
-        head = o == head ? NULL : head;
-        free(o);
-    }
-    if (head) {
-        err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "another daemon took the task over meanwhile: try again");
-        op_finish(t, &err, head->kind == OP_CREATE);
-    } else if (!STAILQ_EMPTY(&t->ops)) {
-        t->holding = true;
-    }
-}
-
-void manager_drop_target(struct manager *m, const char *target_key)
-{
-    struct mtask *t, *tmp;
-
-    cleanups_drop(m, target_key);
-    HASH_ITER(hh, m->tasks, t, tmp) {
-        if (strcmp(t->key, target_key) != 0)
-            continue;
-        target_probe_cancel(t->probe);
-        t->probe = NULL;
-        m->d.registry->ops->cancel(m->d.registry, t);
-        timer_cancel(&t->timer);
-        runtime_release(t);
-        t->storing_run = t->stop_begun = false;
-        xfree(&t->told);
-        drop_ops(t);
-    }
-}
-
-void manager_leave_target(struct manager *m, const char *target_key)
-{
-    cleanups_drop(m, target_key);
-    for (struct mtask *t = m->tasks; t; t = t->hh.next)
-        if ((t->run || t->keeping) && strcmp(t->key, target_key) == 0) {
-            xfree(&t->told);
-            op_add(t, OP_LEAVE, NULL, NULL);
-        }
-}
-
-static bool is_busy(const struct mtask *t)
-{
-    return t->run || t->keeping || (!STAILQ_EMPTY(&t->ops) && !t->holding);
-}
-
-bool manager_target_busy(const struct manager *m, const char *target_key)
-{
-    for (const struct mtask *t = m->tasks; t; t = t->hh.next)
-        if (is_busy(t) && strcmp(t->key, target_key) == 0)
-            return true;
-    return false;
-}
-
-void manager_count_targets(struct manager *m)
-{
-    struct holding *h, *tmp;
-
-    HASH_ITER(hh, m->holdings, h, tmp)
-        h->wanting = h->busy = 0;
-    for (const struct mtask *t = m->tasks; t; t = t->hh.next) {
-        h = holding_find(m, t->key);
-        if (!h)
-            continue;
-        h->busy += is_busy(t);
-        h->wanting += t->state != TASK_PAUSED || (t->spec && t->spec->keep_queryable);
-    }
-    cleanups_count(m);
-}
-
-void manager_request_here(struct manager *m, const char *task_id, enum op_kind kind, bool accept_gap, manager_fn done,
-                          void *arg)
-{
-    struct mtask *t = manager_find(m, task_id);
-    struct err err;
-
-    if (t) {
-        op_add(t, kind, done, arg)->accept_gap = accept_gap;
-        return;
-    }
-    err_set(&err, ERR_NOT_FOUND, ERRC_USER, "not found the task, task_id: %s", task_id ? task_id : "");
-    answer(m, done, arg, &err);
-}
-
-/* ---- requests of users: in a shared registry what others did is read first ----------------------------------------- */
-
-struct pending {
-    LIST_ENTRY(pending) entry;
-    struct manager *m;
-    enum op_kind kind;
-    char *task_id;          /* NULL: create */
-    struct task_spec *spec; /* create */
-    bool accept_gap;
-    manager_fn done;
-    void *arg;
-};
-
-static void pending_free(struct pending *p)
-{
-    mirror_cancel(p->m, p);
-    LIST_REMOVE(p, entry);
-    spec_free(p->spec);
-    free(p->task_id);
-    free(p);
-}
-
-static void on_pending_refreshed(void *arg, const struct err *err)
-{
-    struct pending *p = arg;
-    struct manager *m = p->m;
-    manager_fn done = p->done;
-    void *done_arg = p->arg;
-
-    if (err && done)
-        done(done_arg, err);
-    else if (p->kind == OP_CREATE && !err)
-        manager_create_here(m, p->spec, done, done_arg);
-    else if (!err)
-        manager_request_here(m, p->task_id, p->kind, p->accept_gap, done, done_arg);
-    if (!err)
-        p->spec = NULL;
-    pending_free(p);
-}
-
-static struct pending *pending_new(struct manager *m, enum op_kind kind, const char *task_id, manager_fn done, void *arg)
-{
-    struct pending *p = xcalloc(1, sizeof(*p));
-
-    p->m = m;
-    p->kind = kind;
-    p->task_id = xstrdup(task_id);
-    p->done = done;
-    p->arg = arg;
-    LIST_INSERT_HEAD(&m->pendings, p, entry);
-    return p;
-}
-
-static void request(struct manager *m, const char *task_id, enum op_kind kind, bool accept_gap, manager_fn done, void *arg)
-{
-    if (!m->d.registry->shared) {
-        manager_request_here(m, task_id, kind, accept_gap, done, arg);
-        return;
-    }
-    pending_new(m, kind, task_id, done, arg)->accept_gap = accept_gap;
-    mirror_refresh(m, task_id, on_pending_refreshed, LIST_FIRST(&m->pendings));
-}
-
-void manager_create(struct manager *m, struct task_spec *spec, manager_fn done, void *arg)
-{
-    char id[33];
-
-    if (!spec->task_id) { /* the caller reads it before the answer */
-        new_task_id(id);
-        spec->task_id = xstrdup(id);
-    }
-    if (!m->d.registry->shared) {
-        manager_create_here(m, spec, done, arg);
-        return;
-    }
-    pending_new(m, OP_CREATE, NULL, done, arg)->spec = spec;
-    mirror_refresh(m, NULL, on_pending_refreshed, LIST_FIRST(&m->pendings));
-}
-
-void manager_pause(struct manager *m, const char *task_id, manager_fn done, void *arg)
-{
-    request(m, task_id, OP_PAUSE, false, done, arg);
-}
-
-void manager_resume(struct manager *m, const char *task_id, manager_fn done, void *arg)
-{
-    request(m, task_id, OP_RESUME, false, done, arg);
-}
-
-void manager_resume_over_gap(struct manager *m, const char *task_id, manager_fn done, void *arg)
-{
-    request(m, task_id, OP_RESUME, true, done, arg);
-}
-
-void manager_delete(struct manager *m, const char *task_id, manager_fn done, void *arg)
-{
-    request(m, task_id, OP_DELETE, false, done, arg);
-}
-
-void manager_refresh(struct manager *m, const char *task_id, manager_fn done, void *arg)
-{
-    if (m->d.registry->shared)
-        mirror_refresh(m, task_id, done, arg);
-    else
-        answer(m, done, arg, NULL);
-}
-
-void manager_cancel(struct manager *m, void *arg)
-{
-    struct op *o;
-    struct late_answer *a;
-    struct pending *p;
-
-    mirror_cancel(m, arg);
-    LIST_FOREACH(p, &m->pendings, entry)
-        if (p->arg == arg)
-            p->done = NULL;
-    LIST_FOREACH(a, &m->late, entry)
-        if (a->arg == arg)
-            a->fn = NULL;
-    for (struct mtask *t = m->tasks; t; t = t->hh.next)
-        STAILQ_FOREACH(o, &t->ops, entry)
-            if (o->arg == arg)
-                o->fn = NULL;
-    position_cancel(m, arg);
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------------------------ */
@@ -1072,7 +725,6 @@ void manager_stop(struct manager *m, void (*done)(void *arg), void *arg)
 void manager_free(struct manager *m)
 {
     struct mtask *t, *tmp;
-    struct late_answer *a;
 
     if (!m)
         return;
@@ -1080,16 +732,10 @@ void manager_free(struct manager *m)
     group_free(m);
     positions_free(m);
     cleanups_free(m);
-    while (!LIST_EMPTY(&m->pendings))
-        pending_free(LIST_FIRST(&m->pendings));
+    requests_free(m);
     timer_release(&m->end_timer);
     timer_release(&m->load_timer);
     m->stop = false;
-    while ((a = LIST_FIRST(&m->late))) {
-        LIST_REMOVE(a, entry);
-        a->m = NULL;
-        a->fn = NULL;
-    }
     HASH_ITER(hh, m->tasks, t, tmp)
         manager_remove_task(t);
     remotes_free(m);

@@ -66,7 +66,7 @@ static void load(struct mtask *t, const struct reg_task *r)
         t->state = TASK_PAUSED;
         set_text(&t->reason, REASON_NO_AUTO_START);
     }
-    o = manager_add_op(t, r->state == TASK_INITIAL ? OP_DELETE : OP_LOAD);
+    o = manager_op_add(t, r->state == TASK_INITIAL ? OP_DELETE : OP_LOAD, NULL, NULL);
     o->changed = pause;
 }
 

@@ -210,5 +210,13 @@ bool manager_task_shown(const struct mtask *t);
 struct mtask *manager_add_task(struct manager *m, const char *id);
 void manager_remove_task(struct mtask *t);
 void manager_sort_tasks(struct manager *m);
-struct op *manager_add_op(struct mtask *t, enum op_kind kind);
+/* Requests of one task are carried out one after another; fn NULL: nobody waits. */
+struct op *manager_op_add(struct mtask *t, enum op_kind kind, manager_fn fn, void *arg);
+/* Ends the one at the head; gone: the task is removed. err NULL: success. */
+void manager_op_finish(struct mtask *t, const struct err *err, bool gone);
+/* The same for a create, and undoes what it has stored. */
+void manager_create_fail(struct mtask *t, const struct err *err);
+/* requests.c: answers from the loop; frees what was asked. */
+void manager_answer(struct manager *m, manager_fn fn, void *arg, const struct err *err);
+void requests_free(struct manager *m);
 #endif
