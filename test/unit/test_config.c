@@ -6,10 +6,17 @@
 
 #include <cmocka.h>
 
-#include "daemon/config.c" /* the table is private */
+#include "daemon/config_priv.h"
 
+#include <ctype.h>
 #include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
+#include "base/mem.h"
 
 #define MIN_YAML "sourceConfig: {replicateChan: by-dev-replicate-msg, rocksmq: {path: /rdb}}\n"
 
@@ -455,7 +462,7 @@ static void not_yaml(void **state)
     assert_null(config_load(dir, &err));
     assert_in(err.text, "not a regular file");
     write_file("", 0);
-    assert_int_equal(truncate(path, MAX_FILE_BYTES + 1), 0);
+    assert_int_equal(truncate(path, CONFIG_MAX_BYTES + 1), 0);
     assert_null(config_load(path, &err));
     assert_in(err.text, "larger than");
 }
@@ -487,7 +494,7 @@ static void damaged_files(void **state)
 
 /* ---- etc/cdc.yaml */
 
-static bool found[N_KEYS];
+static bool found[CONFIG_KEYS_MAX];
 
 /* Every key of the file is in the table, with the table's default. */
 static void compare_with_table(yaml_document_t *doc, const yaml_node_t *map, const char *prefix)
@@ -495,13 +502,13 @@ static void compare_with_table(yaml_document_t *doc, const yaml_node_t *map, con
     for (yaml_node_pair_t *p = map->data.mapping.pairs.start; p < map->data.mapping.pairs.top;
          p++) {
         const yaml_node_t *value = yaml_document_get_node(doc, p->value);
-        char name[MAX_PATH_CHARS];
+        char name[200];
         int i;
 
         snprintf(name, sizeof(name), "%s%s%s", prefix, *prefix ? "." : "",
-                 scalar(yaml_document_get_node(doc, p->key)));
-        i = find_key(name);
-        if (i >= 0 && keys[i].type == KEY_MAP) {
+                 config_scalar(yaml_document_get_node(doc, p->key)));
+        i = config_find_key(name);
+        if (i >= 0 && config_keys[i].type == KEY_MAP) {
             found[i] = true;
             continue;
         }
@@ -509,13 +516,13 @@ static void compare_with_table(yaml_document_t *doc, const yaml_node_t *map, con
             compare_with_table(doc, value, name);
             continue;
         }
-        if (i < 0 || keys[i].type == KEY_UNUSED)
+        if (i < 0 || config_keys[i].type == KEY_UNUSED)
             fail_msg("%s is not a key of ours", name);
-        assert_string_equal(keys[i].name, name);
+        assert_string_equal(config_keys[i].name, name);
         if (value->type == YAML_SEQUENCE_NODE)
             value = yaml_document_get_node(doc, *value->data.sequence.items.start);
-        if (keys[i].default_text)
-            assert_string_equal(scalar(value), keys[i].default_text);
+        if (config_keys[i].default_text)
+            assert_string_equal(config_scalar(value), config_keys[i].default_text);
         found[i] = true;
     }
 }
@@ -552,9 +559,9 @@ static void template_matches_the_table(void **state)
     yaml_parser_set_input_string(&p, (const unsigned char *)text, strlen(text));
     assert_true(yaml_parser_load(&p, &doc));
     compare_with_table(&doc, yaml_document_get_root_node(&doc), "");
-    for (int i = 0; i < N_KEYS; i++) {
-        if (!found[i] && !keys[i].newer && keys[i].type < KEY_REFUSED)
-            fail_msg("%s is missing in etc/cdc.yaml", keys[i].name);
+    for (int i = 0; i < config_n_keys; i++) {
+        if (!found[i] && !config_keys[i].newer && config_keys[i].type < KEY_REFUSED)
+            fail_msg("%s is missing in etc/cdc.yaml", config_keys[i].name);
     }
     yaml_document_delete(&doc);
     yaml_parser_delete(&p);
