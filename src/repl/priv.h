@@ -228,7 +228,29 @@ struct repl_hub {
     uint64_t confirmed;        /* requests */
 };
 
+/* request.c */
+struct request *request_new(struct tchan *tc);
+void request_free(struct request *r);
+/* Frees it; its notes go to disk all the same, but nobody waits for them. */
+void request_retire(struct request *r);
+/* Does it carry something of the link? Voided ranges too. r may be NULL. */
+bool request_has(const struct request *r, const struct link *l);
+bool request_noted_in(const struct request *r, const struct store *store);
+/* The link goes. */
+void request_forget(struct request *r, const struct link *l);
+/* Moves messages from the channel's queue into it, up to a batch. */
+void request_take_items(struct tchan *tc, struct request *r);
+/* Notes its ranges and its tick; tchan_kick() follows when all is durable. */
+void request_note(struct tchan *tc, struct request *r);
+
+static inline uint64_t max_tt(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
 struct tchan *hub_tchan(struct repl_hub *h, const char *name);
+/* Takes an item out of the queue, with all that counts it. */
+void tchan_unqueue_item(struct tchan *tc, struct item *it);
 int64_t hub_new_msg_id(struct repl_hub *h);
 /* Builds and sends if it can. */
 bool tchan_rests(const struct tchan *tc);
