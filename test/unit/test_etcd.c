@@ -637,7 +637,7 @@ static struct etcd_client *tls_client(const char *endpoint, bool tls, const char
                              .ca_path = ca,
                              .cert_path = cert,
                              .key_path = key,
-                             .dial_timeout_ms = 1000};
+                             .dial_timeout_ms = 5000};
     struct err err = {0};
     struct etcd_client *e = etcd_open(loop, &o, &err);
 
