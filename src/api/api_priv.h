@@ -57,8 +57,6 @@ void call_fail(struct call *c, int code, const char *text);
 void call_refuse(struct call *c, int code, const char *text, const char *status);
 /* Counts request_total. */
 void call_count(const struct call *c, const char *status);
-/* A JSON string of any bytes: what is not UTF-8 becomes '?'. */
-json_t *call_text(const char *text);
 
 /* maintenance.c: the outcome as text for data.State. */
 json_t *maintenance_run(const char *operation, const json_t *params);

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/metric.h"
+#include "task/text.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -42,22 +43,6 @@ void call_count(const struct call *c, const char *status)
     metric_get(METRIC_COUNTER, "milvus_cdc_request_total", total_help,
                METRIC_LABELS({"request_type", c->type}, {"request_status", status}))
         ->value += 1;
-}
-
-json_t *call_text(const char *text)
-{
-    json_t *v = json_string(text);
-    char *copy;
-
-    if (v)
-        return v;
-    copy = xstrdup(text); /* a text that was cut inside a character, or a foreign one */
-    for (char *p = copy; *p; p++)
-        if ((unsigned char)*p >= 0x80)
-            *p = '?';
-    v = json_string(copy);
-    free(copy);
-    return v;
 }
 
 static void call_log(const struct call *c, int code, const char *error, double ms)
@@ -107,7 +92,7 @@ void call_refuse(struct call *c, int code, const char *text, const char *status)
         call_count(c, status);
     call_log(c, code, text, (double)(clock_mono_us() - c->start_us) / 1000.0);
     /* as the Go implementation: the status is in the body; but a load balancer must see that nothing can be told */
-    call_send(c, code == 503 ? 503 : 200, json_pack("{s:i, s:o}", "code", code, "message", call_text(text)));
+    call_send(c, code == 503 ? 503 : 200, json_pack("{s:i, s:o}", "code", code, "message", text_json(text)));
 }
 
 void call_fail(struct call *c, int code, const char *text)

@@ -4,6 +4,7 @@
 #include "api/api_priv.h"
 
 #include "api/http_priv.h"
+#include "base/hex.h"
 #include "base/mem.h"
 #include "task/health.h"
 
@@ -41,16 +42,6 @@ static bool parse_duration(const char *s, uint64_t *ret_ms)
     return false;
 }
 
-static int hex(char c)
-{
-    static const char digits[] = "0123456789abcdefABCDEF";
-    const char *p = c ? strchr(digits, c) : NULL;
-
-    if (!p)
-        return -1;
-    return p - digits < 16 ? (int)(p - digits) : (int)(p - digits) - 6;
-}
-
 /* Percent-decoding; false: not valid, or too long. */
 static bool decode(const char *s, size_t len, char *ret, size_t size)
 {
@@ -60,8 +51,8 @@ static bool decode(const char *s, size_t len, char *ret, size_t size)
         char c = s[i];
 
         if (c == '%') {
-            int high = len - i > 2 ? hex(s[i + 1]) : -1;
-            int low = high >= 0 ? hex(s[i + 2]) : -1;
+            int high = len - i > 2 ? hex_digit(s[i + 1]) : -1;
+            int low = high >= 0 ? hex_digit(s[i + 2]) : -1;
 
             if (low < 0 || high * 16 + low == 0)
                 return false;

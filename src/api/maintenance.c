@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "task/spec_fields.h"
+#include "task/text.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -41,7 +42,7 @@ json_t *maintenance_run(const char *operation, const json_t *params)
         state = xasprintf("unknown operation: %.64s; known are set_log_level, set_force_log_msg "
                           "and reset_log_msg",
                           operation);
-    text = call_text(state);
+    text = text_json(state);
     free(state);
     return text;
 }

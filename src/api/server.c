@@ -9,6 +9,7 @@
 #include "daemon/config.h"
 #include "loop/loop.h"
 #include "task/manager.h"
+#include "task/text.h"
 
 #include <event2/buffer.h>
 #include <stdlib.h>
@@ -61,7 +62,7 @@ static void get_ready(struct api_server *s, struct http_request *r)
 
     if (why)
         reply_health(r, 503,
-                     json_pack("{s:s, s:o}", "status", "not ready", "reason", call_text(why)));
+                     json_pack("{s:s, s:o}", "status", "not ready", "reason", text_json(why)));
     else
         reply_health(r, 200, json_pack("{s:s}", "status", "ok"));
 }

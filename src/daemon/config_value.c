@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/hex.h"
 #include "base/mem.h"
 #include "daemon/config_priv.h"
 
@@ -312,14 +313,6 @@ void config_free_tokens(struct config_api *a)
     free(a->tokens);
     a->tokens = NULL;
     a->n_tokens = 0;
-}
-
-static int hex_digit(char c)
-{
-    return isdigit((unsigned char)c)    ? c - '0'
-           : c && strchr("abcdef", c) ? c - 'a' + 10
-           : c && strchr("ABCDEF", c) ? c - 'A' + 10
-                                        : -1;
 }
 
 /* Exactly n bytes. */

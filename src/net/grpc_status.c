@@ -1,4 +1,5 @@
 #include "net/grpc_priv.h"
+#include "base/hex.h"
 
 #include "base/err.h"
 #include "net/grpc.h"
@@ -97,15 +98,6 @@ int grpc_status_of_reset(uint32_t h2_code)
         return GRPC_PERMISSION_DENIED;
     }
     return GRPC_INTERNAL;
-}
-
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
 void grpc_percent_decode(char *text)

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "task/priv.h"
+#include "task/text.h"
 
 #define FREE_LIMIT_MS 15000 /* longer than it takes to hand a task over */
 
@@ -125,31 +126,9 @@ static enum health judge_running(const struct mtask *t, uint64_t max_lag_ms, jso
     return *why ? HEALTH_WARNING : HEALTH_OK;
 }
 
-/* Bytes of any kind as a JSON string. */
-static json_t *text_json(const char *text)
-{
-    json_t *s = json_string(text);
-    char *copy;
-
-    if (s)
-        return s;
-    copy = xstrdup(text);
-    for (char *p = copy; *p; p++)
-        if ((unsigned char)*p >= 0x80)
-            *p = '?';
-    s = json_string(copy);
-    free(copy);
-    return s;
-}
-
-static const char *state_text(const struct mtask *t)
-{
-    return t->state == TASK_RUNNING ? "Running" : t->state == TASK_PAUSED ? "Paused" : "Initial";
-}
-
 static json_t *task_health(const struct mtask *t, bool asked, uint64_t max_lag_ms, struct verdict *v)
 {
-    json_t *o = json_pack("{s:s, s:s}", "task_id", t->id, "state", state_text(t));
+    json_t *o = json_pack("{s:s, s:s}", "task_id", t->id, "state", manager_state_name(t->state));
     enum health h = HEALTH_OK;
     char why[WHY_CHARS] = "";
 

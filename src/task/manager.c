@@ -28,7 +28,7 @@ static void stop_step(struct manager *m);
 static void on_end_timer(void *arg);
 static void load_all(void *arg);
 
-static const char *state_name(enum task_state s)
+const char *manager_state_name(enum task_state s)
 {
     return s == TASK_RUNNING ? "Running" : s == TASK_PAUSED ? "Paused" : "Initial";
 }
@@ -149,7 +149,7 @@ void manager_op_finish(struct mtask *t, const struct err *err, bool gone)
 
 static void set_state(struct mtask *t, enum task_state state, const char *reason)
 {
-    log_info("task", "state", KS("task", t->id), KS("from", state_name(t->state)), KS("to", state_name(state)),
+    log_info("task", "state", KS("task", t->id), KS("from", manager_state_name(t->state)), KS("to", manager_state_name(state)),
              KS("reason", reason));
     t->state = state;
     if (reason != t->reason) {
@@ -777,7 +777,7 @@ json_t *manager_task_json(struct manager *m, const char *task_id)
     o = t->spec ? spec_public_json(t->spec) : json_object();
     trouble = t->run && !*t->reason ? repl_task_trouble(t->run) : NULL;
     json_object_set_new(o, "task_id", json_string(t->id));
-    json_object_set_new(o, "state", json_string(state_name(t->state)));
+    json_object_set_new(o, "state", json_string(manager_state_name(t->state)));
     if (*t->reason || trouble)
         json_object_set_new(o, "reason", json_string(trouble ? trouble : t->reason));
     set_owner(o, t);
@@ -808,7 +808,7 @@ void manager_update_metrics(struct manager *m)
     }
     for (int i = 0; i < 3; i++)
         metric_get(METRIC_GAUGE, "milvus_cdc_task_num", "tasks by state",
-                   METRIC_LABELS({"task_state", state_name((enum task_state)i)}))
+                   METRIC_LABELS({"task_state", manager_state_name((enum task_state)i)}))
             ->value = count[i];
     metric_get(METRIC_GAUGE, "milvus_cdc_held_bytes", "bytes of messages in memory", METRIC_LABELS({0}))->value =
         (double)m->budget.used;

@@ -204,6 +204,8 @@ void manager_on_forwarded(struct mtask *t, const struct err *err);
 void manager_create_here(struct manager *m, struct task_spec *spec, manager_fn done, void *arg);
 void manager_request_here(struct manager *m, const char *task_id, enum op_kind kind, bool accept_gap, manager_fn done,
                           void *arg);
+/* "Initial", "Running", "Paused". */
+const char *manager_state_name(enum task_state s);
 struct mtask *manager_find(struct manager *m, const char *id);
 /* False: a record of a task that is being made, or that the user has deleted. */
 bool manager_task_shown(const struct mtask *t);

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "task/priv.h"
+#include "task/text.h"
 
 #define ANSWER_LIMIT_MS 28000 /* longer than a create may take there (START_LIMIT_MS), and than a lease */
 
@@ -97,8 +98,7 @@ static void on_done(void *arg, const struct err *err)
     if (err) {
         json_object_set_new(answer, "code", json_integer(err->code));
         json_object_set_new(answer, "class", json_integer(err->cls));
-        if (json_object_set_new(answer, "text", json_string(err->text))) /* not UTF-8 */
-            json_object_set_new(answer, "text", json_string("an error whose text cannot be shown"));
+        json_object_set_new(answer, "text", text_json(err->text));
     }
     text = json_dumps(answer, JSON_COMPACT);
     r->ops->answer(r, c->id, text);

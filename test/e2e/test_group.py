@@ -109,15 +109,20 @@ def test_two_creates_at_the_same_moment(lab, group):
     assert [x["task_id"] for x in g.c[2].api("list")["tasks"]] == won
 
 
-@pytest.mark.parametrize("lease, limit", [(6, 8), (2, 3)])
-def test_takeover_after_kill_9(lab, group, lease, limit):
-    g = group(2, lease)
+def replicating(lab, g):
+    """A task with ten rows on both sides: (its id, its table, its owner, another daemon)."""
     task = lab.create(g.c[0], [lab.name("a")])
     t = lab.table("a")
     t.put(10)
     lab.equal(g.c[0], task, [t])
-    old = g.wait_owner(task)
-    other = next(c for c in g.c if c is not old)
+    owner = g.wait_owner(task)
+    return task, t, owner, next(c for c in g.c if c is not owner)
+
+
+@pytest.mark.parametrize("lease, limit", [(6, 8), (2, 3)])
+def test_takeover_after_kill_9(lab, group, lease, limit):
+    g = group(2, lease)
+    task, t, old, other = replicating(lab, g)
     epoch = other.task(task)["epoch"]
     t.put(10)
     old.kill()
@@ -136,12 +141,7 @@ def test_takeover_after_kill_9(lab, group, lease, limit):
 
 def test_clean_stop_hands_over_at_once(lab, group):
     g = group(2, 6)
-    task = lab.create(g.c[0], [lab.name("a")])
-    t = lab.table("a")
-    t.put(10)
-    lab.equal(g.c[0], task, [t])
-    old = g.wait_owner(task)
-    other = next(c for c in g.c if c is not old)
+    task, t, old, other = replicating(lab, g)
     t.put(10)
     assert old.stop() == 0
     ended = time.monotonic()

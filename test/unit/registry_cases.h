@@ -553,6 +553,33 @@ static void on_done_close(void *arg, const struct err *e)
     reg = NULL;
 }
 
+/* A batch that the database refuses takes nothing of the others with it, and leaves nothing of itself. */
+static void a_bad_batch_is_undone_alone(void **state)
+{
+    struct repl_ckpt bad = ckpt(NULL, "d", 1); /* against NOT NULL */
+    struct answer a = {0}, b = {0}, c = {0};
+    struct store *s;
+    struct store_batch *batch;
+
+    (void)state;
+    open_reg();
+    create_now("t");
+    s = reg->ops->store_open(reg, "t", ME, epoch);
+    commit_done(s, "t", "a", 1, &a);
+    batch = s->ops->begin(s, "t");
+    s->ops->put_collection(batch, 1, "x");
+    s->ops->put_ckpt(batch, &bad);
+    s->ops->commit(batch, on_done, &b);
+    commit_done(s, "t", "b", 2, &c);
+    assert_ok(&a);
+    assert_code(&b, ERR_IO);
+    assert_int_equal(b.err.cls, ERRC_USER);
+    assert_ok(&c);
+    assert_loaded(s, "t", "a>d:1:- b>d:2:- ");
+    assert_null(reg->ops->trouble(reg));
+    reg->ops->store_free(s);
+}
+
 /* close() finishes what was accepted, and no answer comes after it, also when an answer closes. */
 static void close_inside_an_answer(void **state)
 {

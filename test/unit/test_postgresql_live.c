@@ -490,33 +490,6 @@ static void close_writes_what_is_waiting(void **state)
     reg->ops->store_free(s);
 }
 
-/* A batch that the database refuses takes nothing of the others with it, and leaves nothing of itself. */
-static void a_bad_batch_is_undone_alone(void **state)
-{
-    struct repl_ckpt bad = ckpt(NULL, "d", 1); /* against NOT NULL */
-    struct answer a = {0}, b = {0}, c = {0};
-    struct store *s;
-    struct store_batch *batch;
-
-    (void)state;
-    open_reg();
-    create_now("t");
-    s = reg->ops->store_open(reg, "t", ME, epoch);
-    commit_done(s, "t", "a", 1, &a);
-    batch = s->ops->begin(s, "t");
-    s->ops->put_collection(batch, 1, "x");
-    s->ops->put_ckpt(batch, &bad);
-    s->ops->commit(batch, on_done, &b);
-    commit_done(s, "t", "b", 2, &c);
-    assert_ok(&a);
-    assert_code(&b, ERR_IO);
-    assert_int_equal(b.err.cls, ERRC_USER);
-    assert_ok(&c);
-    assert_loaded(s, "t", "a>d:1:- b>d:2:- ");
-    assert_null(reg->ops->trouble(reg));
-    reg->ops->store_free(s);
-}
-
 /* Texts of peers may be anything. */
 static void reasons_need_not_be_utf8(void **state)
 {
@@ -644,7 +617,7 @@ static void outages(void **state)
     assert_true(clock_mono_ms() - begin >= 1900 && clock_mono_ms() - begin < 5000);
     ctl("start");
     wait_written(w, 200);
-    assert_null(reg->ops->trouble(reg));
+    UNTIL(!reg->ops->trouble(reg)); /* the other connection may come back a little later */
     ctl("stop");
     UNTIL(reg->ops->trouble(reg));
     ctl("start");

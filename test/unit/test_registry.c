@@ -151,33 +151,6 @@ static void one_turn_is_one_transaction_in_order(void **state)
     reg->ops->store_free(stale);
 }
 
-/* A batch that fails half-way takes nothing of the others with it, and leaves nothing of itself. */
-static void a_bad_batch_is_undone_alone(void **state)
-{
-    struct repl_ckpt bad = ckpt(NULL, "d", 1); /* against NOT NULL */
-    struct answer a = {0}, b = {0}, c = {0};
-    struct store *s;
-    struct store_batch *batch;
-
-    (void)state;
-    open_reg();
-    create_now("t");
-    s = reg->ops->store_open(reg, "t", ME, epoch);
-    commit_done(s, "t", "a", 1, &a);
-    batch = s->ops->begin(s, "t");
-    s->ops->put_collection(batch, 1, "x");
-    s->ops->put_ckpt(batch, &bad);
-    s->ops->commit(batch, on_done, &b);
-    commit_done(s, "t", "b", 2, &c);
-    assert_ok(&a);
-    assert_code(&b, ERR_IO);
-    assert_int_equal(b.err.cls, ERRC_USER);
-    assert_ok(&c);
-    assert_loaded(s, "t", "a>d:1:- b>d:2:- ");
-    assert_null(reg->ops->trouble(reg));
-    reg->ops->store_free(s);
-}
-
 static int pragma(const char *sql)
 {
     sqlite3_stmt *stmt;
