@@ -197,6 +197,7 @@ class Postgres(Process):
         self.data = Path(tempfile.mkdtemp(prefix="milvus-cdc-pg-"))
         atexit.register(shutil.rmtree, self.data, ignore_errors=True)
         self.options = []  # more of "postgres"
+        self.programs = self.BIN  # initdb and postgres
         self.user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig", "KILL"]
         if os.geteuid():
             self.user = []
@@ -211,9 +212,9 @@ class Postgres(Process):
 
     def start(self):
         if not (self.data / "data").exists():
-            self._run(self.BIN / "initdb", "-D", self.data / "data", "-U", "postgres", "-A", "trust", "--no-sync",
+            self._run(self.programs / "initdb", "-D", self.data / "data", "-U", "postgres", "-A", "trust", "--no-sync",
                       "-E", "UTF8", "--locale=C")
-        self._spawn([*self.user, self.BIN / "postgres", "-D", self.data / "data", "-p", self.port, "-k", self.data,
+        self._spawn([*self.user, self.programs / "postgres", "-D", self.data / "data", "-p", self.port, "-k", self.data,
                      "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "shared_buffers=32MB", *self.options],
                     cwd="/")
         self._wait_ready(lambda: self.sql("SELECT 1") == "1", 60)

@@ -19,6 +19,7 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2  # noqa: E402
 import queues  # noqa: E402
 import servers  # noqa: E402
 from compare import CALL_ERRORS, Side, wait_equal  # noqa: E402
+from postgres_versions import PostgresVersion  # noqa: E402
 from servers import Cdc, Etcd, Milvus, Postgres, remove_tree, wait_for  # noqa: E402
 from workload import SHAPES, Table  # noqa: E402
 
@@ -75,6 +76,15 @@ class Pair:
 def postgres():
     """One server for the run; a database for each test."""
     server = Postgres(FOLDER.with_name(f"{FOLDER.name}-postgres")).start()  # pair empties FOLDER
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module", params=["13", "14"])
+def old_postgres(request):
+    """As postgres, of a version that is older than Debian's."""
+    server = PostgresVersion(FOLDER.with_name(f"{FOLDER.name}-postgres{request.param}"), request.param).start()
+    assert server.sql("SHOW server_version").startswith(request.param + ".")
     yield server
     server.stop()
 

@@ -51,8 +51,8 @@ def stopped(cdc):
 def group(lab, postgres):
     made = []
 
-    def make(n, lease=LEASE):
-        made.append(Group(lab, postgres.database(f"t{secrets.token_hex(4)}"), n, lease))
+    def make(n, lease=LEASE, server=postgres):
+        made.append(Group(lab, server.database(f"t{secrets.token_hex(4)}"), n, lease))
         return made[-1]
     yield make
     for g in made:
@@ -121,7 +121,14 @@ def replicating(lab, g):
 
 @pytest.mark.parametrize("lease, limit", [(6, 8), (2, 3)])
 def test_takeover_after_kill_9(lab, group, lease, limit):
-    g = group(2, lease)
+    take_over(lab, group(2, lease), lease, limit)
+
+
+def test_takeover_on_an_older_postgresql(lab, group, old_postgres):
+    take_over(lab, group(2, server=old_postgres), LEASE, 3)
+
+
+def take_over(lab, g, lease, limit):
     task, t, old, other = replicating(lab, g)
     epoch = other.task(task)["epoch"]
     t.put(10)

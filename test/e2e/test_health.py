@@ -72,11 +72,11 @@ def stop(cdc):
     assert cdc.stop() == 0
 
 
-def certificate(folder, name, issuer=None, ca=False):
-    """Files of a key and a certificate for 127.0.0.1, of its own or of the issuer's hand."""
+def certificate(folder, name, issuer=None, names="IP:127.0.0.1"):
+    """Files of a certificate for the names and of its key, of its own or of the issuer's hand."""
     cert, key = folder / f"{name}.pem", folder / f"{name}.key"
     args = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj",
-            f"/CN={name}", "-keyout", key, "-out", cert, "-addext", "subjectAltName=IP:127.0.0.1"]
+            f"/CN={name}", "-keyout", key, "-out", cert, "-addext", f"subjectAltName={names}"]
     if issuer:
         args += ["-CA", issuer[0], "-CAkey", issuer[1], "-addext", "basicConstraints=critical,CA:FALSE"]
     subprocess.run([str(a) for a in args], check=True, capture_output=True)

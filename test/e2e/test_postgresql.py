@@ -41,11 +41,19 @@ def run_with_control(program, env, server, folder):
         return p.returncode, out.read().decode(errors="replace")
 
 
-def test_live(postgres, tmp_path):
-    env = dict(os.environ, MILVUS_CDC_REQUIRE_LIVE="1", PG_URI=postgres.database("live"))
-    code, text = run_with_control(ROOT / "build" / "asan" / "test" / "test_postgresql_live", env, postgres, tmp_path)
+def run_live(server, folder):
+    env = dict(os.environ, MILVUS_CDC_REQUIRE_LIVE="1", PG_URI=server.database("live"))
+    code, text = run_with_control(ROOT / "build" / "asan" / "test" / "test_postgresql_live", env, server, folder)
     print(text[-6000:])
     assert code == 0 and "SKIPPED" not in text
+
+
+def test_live(postgres, tmp_path):
+    run_live(postgres, tmp_path)
+
+
+def test_live_on_an_older_version(old_postgres, tmp_path):
+    run_live(old_postgres, tmp_path)
 
 
 class Registry:
