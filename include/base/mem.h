@@ -17,6 +17,9 @@ char *xstrdup(const char *s);
 char *xstrndup(const char *s, size_t n);
 char *xasprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2), returns_nonnull));
 
+/* Replaces *slot, which is NULL or on the heap, by a copy of text; NULL clears it. */
+void set_text(char **slot, const char *text);
+
 /* Frees *p (any pointer to pointer) and sets it to NULL. */
 #define xfree(pp) xfree_((void *)(pp))
 void xfree_(void *pp);

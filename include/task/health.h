@@ -1,5 +1,5 @@
 /*
- * health.h - the state of all tasks of this daemon in one verdict, for probes (GET /health).
+ * health.h - the state of all tasks in one verdict, for probes (GET /health).
  *
  * Thread  loop thread only.
  */
@@ -20,8 +20,8 @@ const char *health_name(enum health h); /* "ok", "warning", ... */
  * "tasks": [{"task_id", "state", "status", "why", "reason", "owner", "lag_ms", "stalled", "stalled_ms", "silent_ms"}]};
  * keys without a value are left out. New reference.
  *
- *   critical  stalled (the source moves, the task does not), lag above max_lag_ms, paused by an error, LOST, not running,
- *             no owner; registry away; tasks not loaded
+ *   critical  stalled (the source moves, the task does not), lag above max_lag_ms (of tasks that run here), paused by an
+ *             error, LOST, not running, no owner; registry away; tasks not loaded
  *   warning   a running task has trouble that it works on; the source shows no ticks; with task_id: paused by a person
  *   unknown   task_id is not a task
  *

@@ -44,6 +44,9 @@ void api_call_drop(struct call *c);
 /* auth.c: may it go on? Logs a refusal. */
 bool api_authorized(struct api_server *s, const struct http_request *r);
 
+/* server.c: answers an object and a newline. */
+void api_reply_json(struct http_request *r, int status, json_t *take);
+
 /* health.c */
 void api_health(struct api_server *s, struct http_request *r);
 

@@ -89,18 +89,6 @@ static const char *parse_query(const char *q, struct query *ret)
     return NULL;
 }
 
-static void reply(struct http_request *r, int status, json_t *take)
-{
-    char *dump = json_dumps(take, JSON_COMPACT);
-    char *text = xasprintf("%s\n", dump ? dump : "{}");
-
-    http_reply(r, &(struct http_answer){
-                      .status = status, .content_type = "application/json", .body = text, .len = strlen(text)});
-    free(dump);
-    free(text);
-    json_decref(take);
-}
-
 void api_health(struct api_server *s, struct http_request *r)
 {
     struct query q = {.max_lag_ms = MAX_LAG_MS};
@@ -111,11 +99,11 @@ void api_health(struct api_server *s, struct http_request *r)
     if (wrong) {
         char *text = xasprintf("UNKNOWN: %s", wrong);
 
-        reply(r, 400, json_pack("{s:s, s:i, s:s}", "status", "unknown", "code", (int)HEALTH_UNKNOWN, "text", text));
+        api_reply_json(r, 400, json_pack("{s:s, s:i, s:s}", "status", "unknown", "code", (int)HEALTH_UNKNOWN, "text", text));
         free(text);
         return;
     }
     facts = manager_health(s->m, *q.task ? q.task : NULL, q.max_lag_ms, &h);
     json_object_set_new(facts, "version", json_string(MILVUS_CDC_VERSION));
-    reply(r, h == HEALTH_CRITICAL ? 503 : h == HEALTH_UNKNOWN ? 404 : 200, facts);
+    api_reply_json(r, h == HEALTH_CRITICAL ? 503 : h == HEALTH_UNKNOWN ? 404 : 200, facts);
 }

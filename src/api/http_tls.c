@@ -123,15 +123,8 @@ int http_tls_write(struct http_tls *t, struct evbuffer *plain, struct evbuffer *
 
 /* ---- set-up */
 
-/* The default one asks on the terminal, which would block. */
-static int no_password(char *buf, int size, int rwflag, void *arg)
-{
-    (void)buf;
-    (void)size;
-    (void)rwflag;
-    (void)arg;
-    return 0;
-}
+/* Without one OpenSSL asks for it on the terminal, which would block. */
+static char no_password[] = "";
 
 static int bad_file(struct err *err, const char *key, const char *path)
 {
@@ -174,7 +167,7 @@ SSL_CTX *http_tls_ctx(const char *cert, const char *key, const char *client_ca, 
     SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_TICKET | SSL_OP_IGNORE_UNEXPECTED_EOF);
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
     SSL_CTX_set_num_tickets(ctx, 0);
-    SSL_CTX_set_default_passwd_cb(ctx, no_password);
+    SSL_CTX_set_default_passwd_cb_userdata(ctx, no_password);
     if (load_files(ctx, cert, key, client_ca, err) == 0)
         return ctx;
     SSL_CTX_free(ctx);

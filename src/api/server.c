@@ -35,7 +35,7 @@ static void reply_text(struct http_request *r, int status, const char *allow, co
                                         .len = strlen(text)});
 }
 
-static void reply_health(struct http_request *r, int status, json_t *take)
+void api_reply_json(struct http_request *r, int status, json_t *take)
 {
     char *dump = json_dumps(take, JSON_COMPACT);
     char *text = xasprintf("%s\n", dump ? dump : "{}");
@@ -52,8 +52,7 @@ static void reply_health(struct http_request *r, int status, json_t *take)
 static void get_alive(struct api_server *s, struct http_request *r)
 {
     (void)s;
-    reply_health(r, 200,
-                 json_pack("{s:s, s:s}", "status", "ok", "version", MILVUS_CDC_VERSION));
+    api_reply_json(r, 200, json_pack("{s:s, s:s}", "status", "ok", "version", MILVUS_CDC_VERSION));
 }
 
 static void get_ready(struct api_server *s, struct http_request *r)
@@ -61,10 +60,9 @@ static void get_ready(struct api_server *s, struct http_request *r)
     const char *why = manager_not_ready(s->m);
 
     if (why)
-        reply_health(r, 503,
-                     json_pack("{s:s, s:o}", "status", "not ready", "reason", text_json(why)));
+        api_reply_json(r, 503, json_pack("{s:s, s:o}", "status", "not ready", "reason", text_json(why)));
     else
-        reply_health(r, 200, json_pack("{s:s}", "status", "ok"));
+        api_reply_json(r, 200, json_pack("{s:s}", "status", "ok"));
 }
 
 static void get_metrics(struct api_server *s, struct http_request *r)

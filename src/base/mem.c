@@ -44,6 +44,17 @@ char *xstrdup(const char *s)
     return s ? xstrndup(s, strlen(s)) : NULL;
 }
 
+void set_text(char **slot, const char *text)
+{
+    char *copy;
+
+    if (*slot && text && strcmp(*slot, text) == 0)
+        return;
+    copy = xstrdup(text);
+    free(*slot);
+    *slot = copy;
+}
+
 char *xstrndup(const char *s, size_t n)
 {
     char *copy;

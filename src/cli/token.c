@@ -8,18 +8,14 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/hex.h"
+
 enum { RANDOM_BYTES = 32 };
 
 static const char usage[] =
     "usage: milvus-cdc token [NAME]\n"
     "Prints a new random token for the control endpoint, and the line with its hash for api.tokens in the configuration.\n"
     "The token itself is stored nowhere: keep it where the clients read it (mode 0600), for --token-file.\n";
-
-static void to_hex(const uint8_t *data, size_t n, char *ret)
-{
-    for (size_t i = 0; i < n; i++)
-        snprintf(ret + 2 * i, 3, "%02x", data[i]);
-}
 
 /* It goes into YAML and logs as it is. */
 static int name_ok(const char *name)
@@ -46,9 +42,9 @@ int cli_token(int argc, char **argv)
         perror("milvus-cdc token: no random numbers");
         return 1;
     }
-    to_hex(raw, sizeof(raw), token);
+    hex_encode(raw, sizeof(raw), token);
     SHA256((const unsigned char *)token, strlen(token), hash);
-    to_hex(hash, sizeof(hash), hex);
+    hex_encode(hash, sizeof(hash), hex);
     printf("token: %s\n\nIn the configuration:\napi:\n  tokens:\n    - {name: %s, sha256: %s}\n", token, name, hex);
     explicit_bzero(raw, sizeof(raw));
     explicit_bzero(token, sizeof(token));

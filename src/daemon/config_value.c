@@ -67,12 +67,6 @@ bool config_is_empty(const yaml_node_t *n)
            (strcmp(s, "~") == 0 || strcasecmp(s, "null") == 0);
 }
 
-static void set_text(char **at, const char *s)
-{
-    free(*at);
-    *at = xstrdup(s);
-}
-
 void config_free_texts(char **list)
 {
     for (char **s = list; s && *s; s++)

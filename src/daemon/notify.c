@@ -122,8 +122,7 @@ void notify_status(struct notify *n, const char *text)
 
     if (n->fd < 0 || (n->status && strcmp(n->status, text) == 0))
         return;
-    free(n->status);
-    n->status = xstrdup(text);
+    set_text(&n->status, text);
     line = xasprintf("STATUS=%s", text);
     for (char *p = line; *p; p++)
         if (*p == '\n')

@@ -80,8 +80,7 @@ static void choose(struct config *c, enum config_queue queue, const char *where)
                      : queue == QUEUE_PULSAR ? &c->pulsar.address
                                              : &c->nats.address;
 
-    free(*address);
-    *address = xstrdup(where);
+    set_text(address, where);
     c->queue = queue;
     log_info("daemon", "the configuration names no message queue; found one", KS("at", where));
 }

@@ -11,15 +11,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The default one asks on the terminal, which would block. */
-static int no_password(char *buf, int size, int rwflag, void *arg)
-{
-    (void)buf;
-    (void)size;
-    (void)rwflag;
-    (void)arg;
-    return 0;
-}
+/* Without one OpenSSL asks for it on the terminal, which would block. */
+static char no_password[] = "";
 
 static int bad_file(struct err *err, const char *what, const char *path)
 {
@@ -82,7 +75,7 @@ SSL_CTX *tls_client_ctx(const struct tls_options *o, struct err *err)
         err_set(err, ERR_INTERNAL, ERRC_RETRY, "TLS: OpenSSL has no memory");
         goto fail;
     }
-    SSL_CTX_set_default_passwd_cb(ctx, no_password);
+    SSL_CTX_set_default_passwd_cb_userdata(ctx, no_password);
     SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER, NULL);
     if (load_files(ctx, o, err))
         goto fail;

@@ -463,8 +463,7 @@ void pgreg_watch(struct registry *base, const char *owner, const struct reg_watc
 {
     struct pgreg *r = pgreg_of(base);
 
-    free(r->owner);
-    r->owner = xstrdup(owner);
+    set_text(&r->owner, owner);
     r->cbs = w ? *w : (struct reg_watch){0};
     r->n_seen = 0;
     if (w)

@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/err.h"
+#include "base/hex.h"
 #include "base/log.h"
 #include "base/mem.h"
 
@@ -340,8 +341,7 @@ void regq_nonce(char ret[33])
 
     if (getrandom(raw, sizeof(raw), 0) != (ssize_t)sizeof(raw))
         abort();
-    for (size_t i = 0; i < sizeof(raw); i++)
-        snprintf(ret + 2 * i, 3, "%02x", raw[i]);
+    hex_encode(raw, sizeof(raw), ret);
 }
 
 void regq_create(struct registry *base, const struct reg_task *t, const char *owner,

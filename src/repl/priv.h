@@ -543,6 +543,4 @@ void task_count_call(struct repl_task *t, const char *api_type);
 /* The same for a request with messages, once for each number. */
 void task_count_request(struct repl_task *t, uint64_t number);
 void ckpt_release(struct repl_ckpt *c);
-/* Replaces a text; NULL clears it. */
-void set_text(char **slot, const char *text);
 #endif

@@ -17,17 +17,6 @@
 static void start_step(struct repl_task *t);
 static void on_start_timer(void *arg);
 
-void set_text(char **slot, const char *text)
-{
-    char *copy;
-
-    if (*slot && text && strcmp(*slot, text) == 0)
-        return;
-    copy = xstrdup(text);
-    free(*slot);
-    *slot = copy;
-}
-
 void ckpt_release(struct repl_ckpt *c)
 {
     free(c->src_channel);

@@ -264,14 +264,12 @@ static void on_told(void *arg, const struct err *err)
 static void tell(struct mtask *t)
 {
     struct manager *m = t->m;
-    const char *text = repl_task_trouble(t->run);
+    char text[TROUBLE_CHARS];
 
-    if (!text)
-        text = "";
-    if (!STAILQ_EMPTY(&t->ops) || t->state != TASK_RUNNING || strcmp(text, t->told ? t->told : "") == 0)
+    health_trouble(t, text);
+    if (!STAILQ_EMPTY(&t->ops) || t->state != TASK_RUNNING || (t->told && strcmp(text, t->told) == 0))
         return;
-    free(t->told);
-    t->told = xstrdup(text);
+    set_text(&t->told, text);
     m->d.registry->ops->set_state(m->d.registry, t->id, TASK_RUNNING, text, m->d.daemon_id, holding_epoch(m, t->key),
                                   on_told, t);
 }

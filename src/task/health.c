@@ -50,6 +50,16 @@ static const char *owner(const struct mtask *t)
     return t->owner && *t->owner ? t->owner : NULL;
 }
 
+void health_trouble(const struct mtask *t, char ret[TROUBLE_CHARS])
+{
+    const char *trouble = repl_task_trouble(t->run);
+    struct repl_health h;
+
+    repl_task_health(t->run, clock_mono_ms(), &h);
+    snprintf(ret, TROUBLE_CHARS, "%s%s%s%s", h.stalled_since_ms ? REASON_STALLED : "", h.stalled_since_ms ? h.stalled : "",
+             h.stalled_since_ms && trouble ? ": " : "", trouble ? trouble : "");
+}
+
 /* Of a task that another daemon should run: what its record says. Its lag is judged there. */
 static enum health judge_elsewhere(const struct mtask *t, char *why)
 {
@@ -57,6 +67,8 @@ static enum health judge_elsewhere(const struct mtask *t, char *why)
 
     if (owner(t)) {
         snprintf(why, WHY_CHARS, "%s", t->reason);
+        if (strncmp(why, REASON_STALLED, strlen(REASON_STALLED)) == 0)
+            return HEALTH_CRITICAL;
         return *why ? HEALTH_WARNING : HEALTH_OK;
     }
     snprintf(why, WHY_CHARS, "no owner: no daemon has run it for %" PRIu64 " s", free_ms / 1000);

@@ -14,6 +14,7 @@
 #include "base/metric.h"
 #include "daemon/config.h"
 #include "task/priv.h"
+#include "task/text.h"
 
 #define START_LIMIT_MS 20000 /* a create is given up when the source does not answer for so long */
 #define STOP_LIMIT_MS 3000
@@ -152,16 +153,14 @@ static void set_state(struct mtask *t, enum task_state state, const char *reason
     log_info("task", "state", KS("task", t->id), KS("from", manager_state_name(t->state)), KS("to", manager_state_name(state)),
              KS("reason", reason));
     t->state = state;
-    if (reason != t->reason) {
-        free(t->reason);
-        t->reason = xstrdup(reason);
-    }
+    set_text(&t->reason, reason);
 }
 
 /* Stores a state; the copy in memory changes with the answer's step. */
 static void store_state(struct mtask *t, enum task_state state, const char *reason, reg_done_fn done)
 {
     set_state(t, state, reason);
+    set_text(&t->told, t->reason);
     t->m->d.registry->ops->set_state(t->m->d.registry, t->id, state, reason, t->m->d.daemon_id,
                                      holding_epoch(t->m, t->key), done, t);
 }
@@ -769,17 +768,18 @@ static void set_owner(json_t *o, const struct mtask *t)
 json_t *manager_task_json(struct manager *m, const char *task_id)
 {
     struct mtask *t = manager_find(m, task_id);
-    const char *trouble;
+    char text[TROUBLE_CHARS] = "";
     json_t *o;
 
     if (!t || !manager_task_shown(t))
         return NULL;
     o = t->spec ? spec_public_json(t->spec) : json_object();
-    trouble = t->run && !*t->reason ? repl_task_trouble(t->run) : NULL;
+    if (t->run && !*t->reason)
+        health_trouble(t, text);
     json_object_set_new(o, "task_id", json_string(t->id));
     json_object_set_new(o, "state", json_string(manager_state_name(t->state)));
-    if (*t->reason || trouble)
-        json_object_set_new(o, "reason", json_string(trouble ? trouble : t->reason));
+    if (*t->reason || *text)
+        json_object_set_new(o, "reason", text_json(*text ? text : t->reason));
     set_owner(o, t);
     return o;
 }

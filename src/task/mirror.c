@@ -21,14 +21,6 @@ struct refresh {
     void *arg;
 };
 
-static void set_text(char **text, const char *value)
-{
-    char *copy = xstrdup(value ? value : "");
-
-    free(*text);
-    *text = copy;
-}
-
 static void take_record(struct mtask *t, const struct reg_task *r)
 {
     struct err err;
@@ -60,8 +52,10 @@ static void load(struct mtask *t, const struct reg_task *r)
     bool pause = t->spec && t->spec->disable_auto_start && t->state == TASK_RUNNING && !t->m->d.registry->shared;
     struct op *o;
 
-    if (t->state == TASK_RUNNING)
+    if (t->state == TASK_RUNNING) {
+        set_text(&t->told, t->reason);
         set_text(&t->reason, ""); /* what kept the former owner from moving */
+    }
     if (pause) {
         t->state = TASK_PAUSED;
         set_text(&t->reason, REASON_NO_AUTO_START);

@@ -24,6 +24,8 @@ struct endpoint {
     struct repl_hub *hub;
 };
 
+/* Begins the reason of a task that runs and confirms nothing, in its record too. */
+#define REASON_STALLED "stalled at "
 /* Reasons of a pause that a person wanted. */
 #define REASON_MANUAL "manually pause through http interface"
 #define REASON_NO_AUTO_START "the task is disabled auto start"
@@ -89,7 +91,7 @@ struct mtask {
     int64_t since_ms;
     uint64_t free_since_ms; /* clock_mono_ms() when the record was first seen without an owner; 0: has one */
     uint64_t seen;          /* the last list that had it */
-    char *told;             /* what the others know of its trouble */
+    char *told;             /* the reason in its record; NULL: not known */
     STAILQ_HEAD(, op) ops;  /* the first one is under way */
     struct target_probe *probe;
     struct store *store;
@@ -176,6 +178,9 @@ void mirror_free(struct manager *m);
 void remote_forward(struct mtask *t);
 void remote_execute(struct manager *m, const struct reg_request *q);
 void remotes_free(struct manager *m);
+enum { TROUBLE_CHARS = 1300 };
+/* health.c: what keeps a task that runs here from moving, "" when nothing does. */
+void health_trouble(const struct mtask *t, char ret[TROUBLE_CHARS]);
 /* position.c */
 void position_cancel(struct manager *m, void *arg);
 void positions_free(struct manager *m);

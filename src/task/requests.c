@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/hex.h"
 #include "base/mem.h"
 #include "task/priv.h"
 
@@ -56,8 +57,7 @@ static void new_task_id(char ret[33])
         abort();
     raw[6] = (uint8_t)((raw[6] & 0x0f) | 0x40); /* a version 4 UUID without dashes, as the Go implementation's */
     raw[8] = (uint8_t)((raw[8] & 0x3f) | 0x80);
-    for (size_t i = 0; i < sizeof(raw); i++)
-        snprintf(ret + 2 * i, 3, "%02x", raw[i]);
+    hex_encode(raw, sizeof(raw), ret);
 }
 
 void manager_request_here(struct manager *m, const char *task_id, enum op_kind kind, bool accept_gap, manager_fn done,

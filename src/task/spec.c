@@ -300,8 +300,7 @@ struct task_spec *spec_from_store(const char *task_id, const char *json, struct 
     }
     s = spec_make(json_object_get(o, "request"), NULL, err);
     if (s) {
-        free(s->task_id);
-        s->task_id = xstrdup(task_id);
+        set_text(&s->task_id, task_id);
         load_exclusions(s, json_object_get(o, "exclude"));
     }
     json_decref(o);

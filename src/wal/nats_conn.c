@@ -140,7 +140,7 @@ void nats_conn_publish(struct nats_conn *c, const char *subject, const char *rep
                            payload));
 }
 
-static void set_text(json_t *o, const char *key, const char *value)
+static void set_member(json_t *o, const char *key, const char *value)
 {
     if (value)
         json_object_set_new(o, key, json_string(value));
@@ -154,9 +154,9 @@ static void say_hello(struct nats_conn *c)
                           "name", "milvus-cdc", "version", MILVUS_CDC_VERSION);
     char *text;
 
-    set_text(o, "user", c->o.login->username);
-    set_text(o, "pass", c->o.login->password);
-    set_text(o, "auth_token", c->o.login->token);
+    set_member(o, "user", c->o.login->username);
+    set_member(o, "pass", c->o.login->password);
+    set_member(o, "auth_token", c->o.login->token);
     text = json_dumps(o, JSON_COMPACT);
     json_decref(o);
     set_state(c, CONN_HELLO);

@@ -1,6 +1,7 @@
 #include "wal/nats_priv.h"
 
 #include "base/buf.h"
+#include "base/hex.h"
 #include "base/mem.h"
 
 #include <stdio.h>
@@ -30,9 +31,8 @@ void nats_js_init(struct nats_js *js, struct loop *l)
     if (getrandom(r, sizeof(r), 0) != sizeof(r))
         abort(); /* an inbox that others can guess is no inbox */
     p += sprintf(p, "_INBOX.");
-    for (size_t i = 0; i < sizeof(r); i++)
-        p += sprintf(p, "%02x", r[i]);
-    sprintf(p, ".");
+    hex_encode(r, sizeof(r), p);
+    strcat(p, ".");
 }
 
 static void req_free(struct nats_req *q)

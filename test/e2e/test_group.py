@@ -5,10 +5,11 @@ import secrets
 import signal
 import threading
 import time
+import urllib.error
 
 import pytest
 from bench_parts import Sink
-from servers import ApiError, Cdc, wait_for
+from servers import ApiError, http_get, wait_for
 
 LEASE = 2
 
@@ -182,6 +183,41 @@ def test_tasks_spread_and_move(lab, group):
     finally:
         for s in sinks:
             s.kill()
+
+
+def reason_and_verdict(cdc, task):
+    return cdc.task(task).get("reason", ""), http_json(cdc.url + "/health")["status"]
+
+
+def http_json(url):
+    """Also of an answer that is an error."""
+    try:
+        return json.loads(http_get(url, 5))
+    except urllib.error.HTTPError as e:
+        return json.load(e)
+
+
+def test_all_know_of_a_stall(lab, group):
+    """Every daemon says so, and none after a successor goes on."""
+    g = group(2)
+    sink = Sink(lab.folder / "sink").start()
+    try:
+        task = g.c[0].create(sink, [lab.name("a")])
+        owner = g.wait_owner(task)
+        other = next(c for c in g.c if c is not owner)
+        os.kill(sink.pid, signal.SIGSTOP)
+        for c in (owner, other):
+            wait_for("it is critical", lambda c=c: reason_and_verdict(c, task)[1] == "critical", 40)
+            assert reason_and_verdict(c, task)[0].startswith("stalled at ")
+        owner.kill()
+        os.kill(sink.pid, signal.SIGCONT)
+        g.wait_owner(task, not_this=owner)
+        owner.start()
+        for c in (owner, other):
+            wait_for("it is well", lambda c=c: reason_and_verdict(c, task) == ("", "ok"), 30)
+        assert g.daemon_of(g.owner(task)) is other
+    finally:
+        sink.kill()
 
 
 def requests_of(sink):

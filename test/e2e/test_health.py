@@ -298,6 +298,18 @@ def test_wrong_tls_files_are_named(bare):
         assert p.returncode == 1 and text in p.stderr, p.stderr
 
 
+def test_a_key_with_a_password_is_refused_without_asking_for_it(bare):
+    cert, key = certificate(bare.folder, "server")
+    locked = bare.folder / "locked.key"
+    subprocess.run(["openssl", "pkey", "-aes256", "-passout", "pass:sesame", "-in", key, "-out", locked], check=True)
+    path = bare.folder / "locked.yaml"
+    path.write_text(json.dumps({**bare().config, "api": {"tls": {"cert": str(cert), "key": str(locked)}}}))
+    command = f"{find_program()} --check-config --config {path}"  # on a terminal, where OpenSSL would ask
+    p = subprocess.run(["script", "-qec", command, "/dev/null"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+                       timeout=20)
+    assert p.returncode == 1 and "api.tls.key" in p.stdout and "pass phrase" not in p.stdout, p.stdout
+
+
 # ---- SIGHUP
 
 

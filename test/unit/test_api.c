@@ -1174,6 +1174,104 @@ static void health_has_a_status_for_balancers(void **state)
     assert_int_equal(reply.status, 400);
 }
 
+/* ---- tokens */
+
+/* SHA-256 of "alpha-token" and "beta-token" (sha256sum). */
+static struct config_token tokens[] = {
+    {.name = address, .sha256 = {0xa3, 0x36, 0xd9, 0xb1, 0xd8, 0xb8, 0x64, 0x78, 0x75, 0x23, 0x85, 0x37, 0xca, 0x50, 0x87, 0xb0,
+                0xea, 0x33, 0x5a, 0xfd, 0x20, 0x32, 0x93, 0x6a, 0xec, 0xdf, 0xfc, 0x3e, 0x4b, 0x13, 0xf7, 0x20}},
+    {.name = address, .sha256 = {0x86, 0x3d, 0x63, 0xc0, 0xbd, 0x3a, 0x94, 0xbf, 0xca, 0x84, 0xed, 0x20, 0x63, 0xa7, 0x35, 0x5a,
+                0x22, 0x6f, 0xaf, 0xf8, 0x2c, 0xa5, 0x0b, 0x90, 0x15, 0x8b, 0xf1, 0x83, 0xaa, 0x1a, 0x9e, 0x61}},
+};
+
+/* The status of GET path with that header line; "": none. */
+static int status_with(const char *path, const char *header)
+{
+    char *text = xasprintf("GET %s HTTP/1.1\r\nHost: x\r\n%s%s\r\n", path, header, *header ? "\r\n" : "");
+
+    send_raw(text);
+    free(text);
+    return reply.status;
+}
+
+static void a_token_opens_the_api(void **state)
+{
+    static const struct {
+        const char *header;
+        int status;
+    } cases[] = {
+        {"Authorization: Bearer alpha-token", 200},
+        {"Authorization: Bearer beta-token", 200},
+        {"authorization:bEARER   alpha-token  ", 200},
+        {"", 401},
+        {"Authorization:", 401},
+        {"Authorization: Bearer", 401},
+        {"Authorization: Bearer ", 401},
+        {"Authorization: alpha-token", 401},
+        {"Authorization: Basic alpha-token", 401},
+        {"Authorization: Beareralpha-token", 401},
+        {"Authorization: Bearer alpha-toke", 401},
+        {"Authorization: Bearer alpha-tokens", 401},
+        {"Authorization: Bearer ALPHA-TOKEN", 401},
+        {"Authorization: Bearer alpha-token beta-token", 401},
+        {"Authorization: Bearer gamma", 401},
+        {"X-Authorization: Bearer alpha-token", 401},
+        {"Authorization: Bearer gamma\r\nAuthorization: Bearer alpha-token", 400},
+    };
+
+    (void)state;
+    log_set_level(LOG_ERROR);
+    assert_int_equal(status_with("/health", ""), 200); /* none is configured */
+    config.api = (struct config_api){.tokens = tokens, .n_tokens = 2};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++)
+        if (status_with("/health", cases[i].header) != cases[i].status)
+            fail_msg("%d for %s", reply.status, cases[i].header);
+    config.api.n_tokens = 1; /* taken away by a reload */
+    assert_int_equal(status_with("/health", "Authorization: Bearer beta-token"), 401);
+}
+
+static void without_a_token_only_the_open_pages_answer(void **state)
+{
+    static const char *const closed[] = {"/cdc", "/health", "/cdc/metrics", "/cdc/metrics_default", "/nothing", "/healthz/"};
+
+    (void)state;
+    log_set_level(LOG_ERROR);
+    config.api = (struct config_api){.tokens = tokens, .n_tokens = 2};
+    for (size_t i = 0; i < sizeof(closed) / sizeof(*closed); i++)
+        assert_int_equal(status_with(closed[i], ""), 401);
+    assert_non_null(strstr(reply.head, "WWW-Authenticate: Bearer\r\n"));
+    assert_int_equal(status_with("/healthz", ""), 200);
+    assert_int_equal(status_with("/readyz", ""), 200);
+    ask(CREATE);
+    assert_int_equal(reply.status, 401);
+    assert_string_equal(mgr.last, ""); /* no request came through */
+}
+
+static void refusals_are_counted_and_not_repeated_in_the_log(void **state)
+{
+    char path[] = "/tmp/test_api.XXXXXX", text[4000];
+    int file = mkstemp(path), saved = dup(2);
+    ssize_t n;
+
+    (void)state;
+    assert_true(file >= 0 && saved >= 0);
+    config.api = (struct config_api){.tokens = tokens, .n_tokens = 2};
+    dup2(file, 2);
+    for (int i = 0; i < 20; i++)
+        (void)status_with("/health", i % 2 ? "" : "Authorization: Bearer s3cret");
+    dup2(saved, 2);
+    close(saved);
+    n = pread(file, text, sizeof(text) - 1, 0);
+    assert_true(n > 0);
+    text[n] = '\0';
+    close(file);
+    unlink(path);
+    assert_ptr_equal(strchr(text, '\n'), text + n - 1); /* one line in ten seconds */
+    assert_non_null(strstr(text, "request with a wrong token refused"));
+    assert_non_null(strstr(text, "peer=127.0.0.1:"));
+    assert_null(strstr(text, "s3cret"));
+}
+
 static void registry_that_is_away_is_503(void **state)
 {
     (void)state;
@@ -1334,6 +1432,9 @@ int main(void)
         TEST(error_text_of_any_bytes_is_sent),
         TEST(methods_and_paths),
         TEST(health_has_a_status_for_balancers),
+        TEST(a_token_opens_the_api),
+        TEST(without_a_token_only_the_open_pages_answer),
+        TEST(refusals_are_counted_and_not_repeated_in_the_log),
         TEST(registry_that_is_away_is_503),
         TEST(what_is_not_http_is_refused),
         TEST(header_has_a_limit),

@@ -11,6 +11,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/err.h"
+#include "base/hex.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/metric.h"
@@ -201,6 +202,39 @@ static void mem_helpers(void **state)
     s = xcalloc(0, 0);
     assert_non_null(s);
     xfree(&s);
+}
+
+static void set_text_replaces(void **state)
+{
+    char *slot = NULL;
+
+    (void)state;
+    set_text(&slot, "one");
+    assert_string_equal(slot, "one");
+    set_text(&slot, slot);
+    assert_string_equal(slot, "one");
+    set_text(&slot, slot + 1); /* a part of itself */
+    assert_string_equal(slot, "ne");
+    set_text(&slot, NULL);
+    assert_null(slot);
+}
+
+static void hex_digits(void **state)
+{
+    static const uint8_t bytes[] = {0x00, 0x09, 0xa0, 0xff};
+    char text[9];
+
+    (void)state;
+    hex_encode(bytes, sizeof(bytes), text);
+    assert_string_equal(text, "0009a0ff");
+    hex_encode(NULL, 0, text);
+    assert_string_equal(text, "");
+    for (int i = 0; i < 16; i++) {
+        assert_int_equal(hex_digit("0123456789abcdef"[i]), i);
+        assert_int_equal(hex_digit("0123456789ABCDEF"[i]), i);
+    }
+    for (const char *p = "/:@G`g \x80"; *p; p++)
+        assert_int_equal(hex_digit(*p), -1);
 }
 
 static void clock_units(void **state)
@@ -564,6 +598,8 @@ int main(void)
         cmocka_unit_test(log_long_line_is_cut),
         cmocka_unit_test(log_levels),
         cmocka_unit_test(mem_helpers),
+        cmocka_unit_test(set_text_replaces),
+        cmocka_unit_test(hex_digits),
         cmocka_unit_test(clock_units),
         cmocka_unit_test(buf_last_unref_frees),
         cmocka_unit_test(buf_in_evbuffer),
