@@ -137,17 +137,18 @@ static int print_answer(const char *url, int status, const char *body)
 {
     json_t *o = json_loads(body, 0, NULL);
     const char *text = json_string_value(json_object_get(o, "text"));
-    json_t *code = json_object_get(o, "code");
-    int rc = json_is_integer(code) ? (int)json_integer_value(code) : -1;
+    const json_t *code = json_object_get(o, "code");
+    json_int_t n = json_is_integer(code) ? json_integer_value(code) : -1;
+    int rc = UNKNOWN;
 
-    if (status == 401)
+    if (status == 401) {
         printf("UNKNOWN: milvus-cdc at %s wants a valid token: see --token-file\n", url);
-    else if (!text || rc < OK || rc > UNKNOWN || strpbrk(text, "\r\n"))
+    } else if (!text || n < OK || n > UNKNOWN || strpbrk(text, "\r\n")) {
         printf("UNKNOWN: what answers at %s (HTTP %d) is not milvus-cdc, or of another version\n", url, status);
-    else
+    } else {
         printf("%s\n", text);
-    if (status == 401 || !text || rc < OK || rc > UNKNOWN || strpbrk(text, "\r\n"))
-        rc = UNKNOWN;
+        rc = (int)n;
+    }
     json_decref(o);
     return rc;
 }

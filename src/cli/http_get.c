@@ -1,5 +1,6 @@
 #include "cli/http_get_priv.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,20 +45,35 @@ int url_parse(const char *text, struct url *ret, struct err *err)
     port = ret->tls ? 443 : 80;
     rest = (char *)(uintptr_t)colon;
     if (*colon == ':')
-        port = strtoul(colon + 1, &rest, 10);
+        port = isdigit((unsigned char)colon[1]) ? strtoul(colon + 1, &rest, 10) : 0;
     if (port == 0 || port > 65535 || rest == colon + 1 || (strcmp(rest, "") != 0 && strcmp(rest, "/") != 0))
         return err_set(err, ERR_INVALID, ERRC_USER, "the URL must end after host:port");
     ret->port = (uint16_t)port;
     return 0;
 }
 
+/* "HTTP/1.0 200"; -1: something else. */
+static int status_of(const char *line, size_t len)
+{
+    int status = 0;
+
+    if (len < 12 || strncmp(line, "HTTP/1.", 7) != 0 || line[8] != ' ')
+        return -1;
+    for (int i = 9; i < 12; i++) {
+        if (line[i] < '0' || line[i] > '9')
+            return -1;
+        status = status * 10 + (line[i] - '0');
+    }
+    return status >= 100 ? status : -1;
+}
+
 int http_answer_split(const char *data, size_t len, int *ret_status, const char **ret_body, size_t *ret_len)
 {
-    const char *end = memmem(data, len, "\r\n\r\n", 4), *line;
+    const char *end = memmem(data, len, "\r\n\r\n", 4), *line; /* no NUL behind data */
 
-    if (!end || len < 12 || strncmp(data, "HTTP/1.", 7) != 0 || sscanf(data + 8, " %3d", ret_status) != 1 ||
-        *ret_status < 100)
+    if (!end || status_of(data, (size_t)(end - data)) < 0)
         return -1;
+    *ret_status = status_of(data, len);
     *ret_body = end + 4;
     *ret_len = len - (size_t)(*ret_body - data);
     for (line = data; line && line < end; line = memmem(line, (size_t)(end - line), "\r\n", 2)) {

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,10 +62,10 @@ static void open_socket(struct notify *n, const char *path)
 static uint64_t watchdog_ms(void)
 {
     const char *usec = getenv("WATCHDOG_USEC"), *pid = getenv("WATCHDOG_PID");
-    char *end;
-    unsigned long long v = usec ? strtoull(usec, &end, 10) : 0;
+    bool number = usec && usec[strspn(usec, "0123456789")] == '\0';
+    unsigned long long v = number ? strtoull(usec, NULL, 10) : 0;
 
-    if (!usec || *end || v == 0 || (pid && strtoll(pid, NULL, 10) != (long long)getpid()))
+    if (v == 0 || (pid && strtoll(pid, NULL, 10) != (long long)getpid()))
         return 0;
     return v / 2000 > 0 ? v / 2000 : 1;
 }

@@ -52,7 +52,8 @@ def test_live(postgres, tmp_path):
     run_live(postgres, tmp_path)
 
 
-def test_live_on_an_older_version(old_postgres, tmp_path):
+@pytest.mark.parametrize("old_postgres", ["13"], indirect=True)
+def test_live_on_the_oldest_version(old_postgres, tmp_path):
     run_live(old_postgres, tmp_path)
 
 
