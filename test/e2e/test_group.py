@@ -202,8 +202,9 @@ def test_all_know_of_a_stall(lab, group):
     g = group(2)
     sink = Sink(lab.folder / "sink").start()
     try:
-        task = g.c[0].create(sink, [lab.name("a")])
+        task = g.c[0].create(sink, [lab.table("a").name])
         owner = g.wait_owner(task)
+        g.c[0].wait_caught_up(task, 30)
         other = next(c for c in g.c if c is not owner)
         os.kill(sink.pid, signal.SIGSTOP)
         for c in (owner, other):
