@@ -279,18 +279,25 @@ def test_rolling_upgrade(site):
     assert watch.gap() < 5, watch.last_error  # test_vip.py has the limit for faults
 
 
-def test_tls_and_tokens(site):
-    """What the example of group_vars has of them, on hosts that had neither."""
-    like_the_example = {f"milvus_cdc_{k}": EXAMPLE[f"milvus_cdc_{k}"] for k in ("files", "url", "health_options")}
+CERT, KEY, CA = (f"/etc/milvus-cdc/{f}" for f in ("api.pem", "api.key", "ca.pem"))
+
+
+def test_tls_tokens_and_client_certificates(site):
+    """What the example of group_vars has of them, and clients with certificates, on hosts that had none of it."""
+    api = EXAMPLE["milvus_cdc_config"]["api"]
+    files = {**EXAMPLE["milvus_cdc_files"], "check.curl": f'cert = "{CERT}"\nkey = "{KEY}"\n'}
+    probe_options = f"{EXAMPLE['milvus_cdc_health_options']} --cert {CERT} --key {KEY}"
     (site.folder / "tls.yml").write_text(yaml.safe_dump({
-        **like_the_example, "milvus_cdc_package": site.package_url(UPGRADE),
-        "milvus_cdc_config": {**site.config(), "api": EXAMPLE["milvus_cdc_config"]["api"]}}))
+        "milvus_cdc_config": {**site.config(), "api": {**api, "tls": {**api["tls"], "clientCA": CA}}},
+        "milvus_cdc_files": files, "milvus_cdc_url": EXAMPLE["milvus_cdc_url"],
+        "milvus_cdc_health_options": probe_options, "milvus_cdc_package": site.package_url(UPGRADE)}))
     options = ["-e", f"@{site.folder / 'tls.yml'}"]
     cron_runs_the_example(site.machines[1])
     _, changes = site.play(*options)
     assert changes["one"] == changes["two"] > 0
     for m, peer in zip(site.machines, reversed(site.machines)):
-        ask = f"curl -s -o /dev/null -w '%{{http_code}}' --cacert /etc/milvus-cdc/ca.pem https://{m.name}:8444"
+        ask = f"curl -s -o /dev/null -w '%{{http_code}}' --cacert {CA} --cert {CERT} --key {KEY} https://{m.name}:8444"
+        assert m.run(f"curl -s --cacert {CA} https://{m.name}:8444/readyz").returncode != 0, "without a certificate"
         assert m.out(f"{ask}/readyz") == "200" and m.out(f"{ask}/health") == "401"
         m.out("sed 's/^/Authorization: Bearer /' /etc/milvus-cdc/operator.token >/run/header")
         assert m.out(f"{ask}/health -H @/run/header") == "200"
@@ -306,7 +313,7 @@ def test_tls_and_tokens(site):
 
 def cron_runs_the_example(machine):
     """The crontab that the package has, with what it says about TLS and tokens."""
-    more = "--url https://$(hostname):8444 --token-file /etc/milvus-cdc/operator.token --ca /etc/milvus-cdc/ca.pem"
+    more = f"--url https://$(hostname):8444 --token-file /etc/milvus-cdc/operator.token --ca {CA} --cert {CERT} --key {KEY}"
     machine.out("sed 's|health --config [^ ]*|health " + more + "|' /usr/share/doc/milvus-cdc/examples/cron.d "
                 ">/etc/cron.d/example")
     assert more in machine.out("cat /etc/cron.d/example")
@@ -326,7 +333,7 @@ def test_removal_and_purge(site):
     two.out("touch /var/lib/milvus-cdc/milvus-cdc.db /var/lib/milvus-cdc/a-copy")
     text = two.out("dpkg --purge milvus-cdc 2>&1")
     assert two.out("ls -A /var/lib/milvus-cdc") == "a-copy" and "/var/lib/milvus-cdc is not empty and stays" in text
-    assert set(two.out("ls -A /etc/milvus-cdc").split()) == set(EXAMPLE["milvus_cdc_files"])
+    assert set(two.out("ls -A /etc/milvus-cdc").split()) == {*EXAMPLE["milvus_cdc_files"], "check.curl"}
 
 
 def test_lint(tmp_path):
