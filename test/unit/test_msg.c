@@ -493,14 +493,14 @@ static void model_base(Pb__MsgBase *b, const struct msg_rewrite *rw)
 #define MODEL_NAMES(m, rw)                                                                         \
     do {                                                                                           \
         model_base((m)->msg_base, (rw));                                                           \
-        model_text(&(m)->db_name, (rw)->db_name);                                                 \
-        model_text(&(m)->collection_name, (rw)->collection_name);                                 \
+        model_text(&(m)->db_name, (rw)->db_name);                                                  \
+        model_text(&(m)->collection_name, (rw)->collection_name);                                  \
         (m)->collection_id = (rw)->collection_id;                                                  \
     } while (0)
 #define MODEL_PARTITION(m, rw) (m)->partition_id = (m)->partition_id == -1 ? -1 : (rw)->partition_id
 #define MODEL_ROWS(m, rw)                                                                          \
     do {                                                                                           \
-        model_text(&(m)->shard_name, (rw)->shard_name);                                           \
+        model_text(&(m)->shard_name, (rw)->shard_name);                                            \
         for (size_t i_ = 0; (rw)->new_tt && i_ < (m)->n_timestamps; i_++)                          \
             (m)->timestamps[i_] = (rw)->new_tt;                                                    \
     } while (0)
