@@ -61,10 +61,16 @@ static void on_created(void *arg, const struct err *err)
 {
     struct call *c = arg;
 
-    if (err)
+    json_t *task;
+
+    if (err) {
         fail_with(c, err);
-    else
-        call_ok(c, json_pack("{s:s}", "task_id", c->task_id));
+        return;
+    }
+    task = manager_task_json(c->s->m, c->task_id); /* NULL: deleted in the same moment */
+    call_ok(c, json_pack("{s:s, s:O*, s:O*}", "task_id", c->task_id, "mode", json_object_get(task, "mode"), "mode_reason",
+                         json_object_get(task, "mode_reason")));
+    json_decref(task);
 }
 
 static void do_create(struct call *c, const json_t *data)

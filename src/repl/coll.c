@@ -114,17 +114,18 @@ void coll_count(struct coll *c, bool written, bool delete, uint64_t rows)
     (*m)->value += (double)rows;
 }
 
-void coll_set_names(struct coll *c, const char *db, const char *name, const char *dst_db, const char *dst_name)
+void coll_set_names(struct coll *c, const char *db, const char *name, const char *dst_db, const char *dst_name,
+                    const char *pk_name)
 {
-    const char *from[] = {db, name, dst_db, dst_name};
-    char **to[] = {&c->db, &c->name, &c->dst_db, &c->dst_name};
+    const char *from[] = {db, name, dst_db, dst_name, pk_name ? pk_name : ""};
+    char **to[] = {&c->db, &c->name, &c->dst_db, &c->dst_name, &c->pk_name};
     size_t bytes = 0;
     char *p;
 
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         bytes += strlen(from[i]) + 1;
     p = xmalloc(bytes);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         *to[i] = p;
         p = stpcpy(p, from[i]) + 1;
     }
@@ -135,10 +136,11 @@ struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, cons
 {
     struct coll *c = coll_alloc(t, sc->id, sc->n_shards);
 
-    coll_set_names(c, sc->db_name, sc->name, m->target_db, m->target_name);
+    coll_set_names(c, sc->db_name, sc->name, m->target_db, m->target_name, sc->pk_name);
     c->create_tt = sc->create_tt;
     c->pk_field_id = sc->pk_field_id;
     c->pk_is_string = sc->pk_is_string;
+    c->partition_key = sc->has_partition_key;
     c->state = COLL_NEW;
     for (size_t i = 0; i < c->n_shards; i++) {
         struct shard *sh = &c->shards[i];
@@ -269,18 +271,32 @@ static int user_error(struct coll *c, const char *text)
     return -1;
 }
 
+/* An ordinary target chooses shards itself: then there is one queue for each channel of the source. */
+static void map_shard(struct coll *c, struct shard *sh, const struct sink_shard *d)
+{
+    char *own;
+
+    if (!c->task->o.hub->portable) {
+        set_text(&sh->dst_vchannel, d->vchannel);
+        set_text(&sh->dst_pchannel, d->pchannel);
+        return;
+    }
+    own = xasprintf("%s:%s", c->task->o.id, sh->pchannel); /* another task's time is another source's, or later */
+    set_text(&sh->dst_vchannel, sh->vchannel);
+    set_text(&sh->dst_pchannel, own);
+    free(own);
+}
+
 static int map_shards(struct coll *c, const struct sink_collection *d)
 {
-    if (d->n_shards != c->n_shards)
+    if (d->n_shards != c->n_shards && !c->task->o.hub->portable)
         return user_error(c, "the target has another number of shards");
     if (c->dst_id && c->dst_id != d->id)
         return user_error(c, "the target's collection is not the one that was replicated: somebody dropped and made "
                              "it again. Delete the task and create it anew");
     c->dst_id = d->id;
-    for (size_t i = 0; i < c->n_shards; i++) {
-        set_text(&c->shards[i].dst_vchannel, d->shards[i].vchannel);
-        set_text(&c->shards[i].dst_pchannel, d->shards[i].pchannel);
-    }
+    for (size_t i = 0; i < c->n_shards; i++)
+        map_shard(c, &c->shards[i], &d->shards[i]);
     return 0;
 }
 
@@ -503,7 +519,9 @@ static struct src_collection describe_from_record(const struct coll *c, struct s
                                 .shards = shards,
                                 .n_shards = c->n_shards,
                                 .pk_field_id = c->pk_field_id,
-                                .pk_is_string = c->pk_is_string};
+                                .pk_is_string = c->pk_is_string,
+                                .pk_name = c->pk_name,
+                                .has_partition_key = c->partition_key};
 
     for (size_t i = 0; i < c->n_shards; i++)
         shards[i] = (struct src_shard){.vchannel = c->shards[i].vchannel, .pchannel = c->shards[i].pchannel};

@@ -177,6 +177,13 @@ struct request {
     struct store **noted;      /* where they are being stored */
     size_t n_noted;
     bool failed;               /* an intent was refused: never send */
+    /* portable (portable.c): the one call that it makes */
+    struct coll *coll;         /* an item holds the reference; NULL: nothing for the target */
+    enum sink_write_kind kind;
+    char *partition;
+    uint64_t rows;
+    struct msg_columns *columns; /* Insert, Upsert */
+    struct msg_keys *keys;       /* Delete */
 };
 TAILQ_HEAD(request_list, request);
 
@@ -219,6 +226,7 @@ struct repl_hub {
     struct sink *sink;
     char *key;
     unsigned tick_interval_ms;
+    bool portable;             /* an ordinary Milvus: calls of its public API, no ticks (portable.c) */
     struct backoff retry;      /* the waits of all who try again on the target */
     size_t batch_bytes, channel_bytes, flight_bytes;
     unsigned far_ms;
@@ -240,8 +248,26 @@ bool request_noted_in(const struct request *r, const struct store *store);
 void request_forget(struct request *r, const struct link *l);
 /* Moves messages from the channel's queue into it, up to a batch. */
 void request_take_items(struct tchan *tc, struct request *r);
+/* One item, whose time on the target is tt. */
+void request_take(struct request *r, struct item *it, uint64_t tt);
+/* Has its collection been checked on this connection? If not, that begins. */
+bool item_checked(struct tchan *tc, struct item *it);
+/* False: its collection or shard is gone, and nobody needs it. */
+bool item_wanted(const struct item *it);
 /* Notes its ranges and its tick; tchan_kick() follows when all is durable. */
 void request_note(struct tchan *tc, struct request *r);
+
+/* portable.c */
+
+/* As request_take_items(): what one call can carry, and the ticks between. */
+void portable_take_items(struct tchan *tc, struct request *r);
+/* May it be under way together with what is? */
+bool portable_may_send(const struct tchan *tc, const struct request *next);
+/* r has rows. done gets r. */
+struct sink_call *portable_send(struct request *r, sink_batch_fn done);
+void portable_free(struct request *r);
+/* "Insert", ...: what the request calls. */
+const char *request_call_name(const struct request *r);
 
 static inline uint64_t max_tt(uint64_t a, uint64_t b)
 {
@@ -370,11 +396,11 @@ struct coll {
     struct repl_task *task;
     unsigned refs;
     int64_t id, dst_id;
-    char *db, *name, *dst_db, *dst_name; /* one allocation: see coll_set_names() */
+    char *db, *name, *dst_db, *dst_name, *pk_name; /* one allocation: see coll_set_names() */
     uint64_t create_tt;
     enum coll_state state;
     int64_t pk_field_id;
-    bool pk_is_string;
+    bool pk_is_string, partition_key;
     struct shard *shards;
     size_t n_shards;
     struct part **parts;         /* by id; an array, since most have one partition */
@@ -418,7 +444,8 @@ struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, cons
 /* The empty object, and a new partition of it (coll.c), for those that read records. */
 struct coll *coll_alloc(struct repl_task *t, int64_t id, size_t n_shards);
 struct part *coll_part_new(struct coll *c, int64_t id, const char *name);
-void coll_set_names(struct coll *c, const char *db, const char *name, const char *dst_db, const char *dst_name);
+void coll_set_names(struct coll *c, const char *db, const char *name, const char *dst_db, const char *dst_name,
+                    const char *pk_name);
 struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_rec *rec, struct err *err);
 /* Adds its record to the batch / stores it in a commit of its own. */
 void coll_put(struct coll *c, struct store_batch *b);
@@ -541,7 +568,7 @@ bool task_take_ckpt(struct repl_task *t, const char *src, const char *dst, struc
 /* One more call to the target that succeeded, in milvus_cdc_api_execute_total. */
 void task_count_call(struct repl_task *t, const char *api_type);
 /* The same for a request with messages, once for each number. */
-void task_count_request(struct repl_task *t, uint64_t number);
+void task_count_request(struct repl_task *t, uint64_t number, const struct request *r);
 void ckpt_release(struct repl_ckpt *c);
 /* Replaces a text; NULL clears it. */
 void set_text(char **slot, const char *text);

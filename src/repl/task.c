@@ -62,11 +62,23 @@ void task_count_call(struct repl_task *t, const char *api_type)
         ->value++;
 }
 
-void task_count_request(struct repl_task *t, uint64_t number)
+const char *request_call_name(const struct request *r)
+{
+    static const char *const names[] = {[SINK_INSERT] = "Insert", [SINK_UPSERT] = "Upsert", [SINK_DELETE] = "Delete"};
+
+    return r->coll ? names[r->kind] : "ReplicateMessage";
+}
+
+void task_count_request(struct repl_task *t, uint64_t number, const struct request *r)
 {
     if (t->counted == number)
         return;
     t->counted = number;
+    if (t->o.hub->portable) {
+        if (r->coll)
+            task_count_call(t, request_call_name(r));
+        return;
+    }
     if (!t->m_requests)
         t->m_requests = metric_get(METRIC_COUNTER, "milvus_cdc_api_execute_total", "calls to the target that succeeded",
                                    METRIC_LABELS({"task_id", t->o.id}, {"api_type", "ReplicateMessage"}));

@@ -290,29 +290,18 @@ static void create_store(struct mtask *t)
     free(json);
 }
 
-static void check_mode(enum target_mode mode, const struct err *err, struct err *ret)
-{
-    ret->code = ERR_OK;
-    if (err)
-        *ret = *err;
-    else if (mode != TARGET_STANDBY)
-        err_set(ret, ERR_STATE, ERRC_USER,
-                "the target is not a standby: it refuses ReplicateMessage. Set common.ttMsgEnabled: false in its "
-                "milvus.yaml and restart it");
-}
-
 static void on_create_probed(void *arg, const struct err *err, enum target_mode mode, const char *version)
 {
     struct mtask *t = arg;
     struct err e;
 
     t->probe = NULL;
-    check_mode(mode, err, &e);
-    if (e.code) {
-        manager_create_fail(t, &e);
+    if (err || spec_choose_mode(t->spec, mode == TARGET_STANDBY, version, &e)) {
+        manager_create_fail(t, err ? err : &e);
         return;
     }
-    log_info("task", "target probed", KS("task", t->id), KS("target", t->key), KS("version", version));
+    log_info("task", "target probed", KS("task", t->id), KS("target", t->key), KS("mode", spec_mode_name(t->spec->mode)),
+             KS("version", version));
     create_store(t);
 }
 
@@ -384,8 +373,8 @@ void manager_create_here(struct manager *m, struct task_spec *spec, manager_fn d
 
 static void keep(struct mtask *t)
 {
-    if (!t->spec || !t->spec->keep_queryable)
-        return;
+    if (!t->spec || !t->spec->keep_queryable || t->spec->mode == SPEC_PORTABLE)
+        return; /* an ordinary Milvus always is */
     runtime_open(t);
     runtime_keep(t);
 }
@@ -472,11 +461,9 @@ static void on_resume_probed(void *arg, const struct err *err, enum target_mode 
     struct mtask *t = arg;
     struct err e;
 
-    (void)version;
     t->probe = NULL;
-    check_mode(mode, err, &e);
-    if (e.code) {
-        manager_op_finish(t, &e, false);
+    if (err || spec_choose_mode(t->spec, mode == TARGET_STANDBY, version, &e)) {
+        manager_op_finish(t, err ? err : &e, false);
         return;
     }
     resume_start(t);
