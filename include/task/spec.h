@@ -37,6 +37,13 @@ struct spec_mapping {
 /* How the target is written. AUTO: as it can be; only until it was probed (and in records of older versions: a standby). */
 enum spec_mode { SPEC_AUTO, SPEC_STANDBY, SPEC_PORTABLE };
 
+/* What of the collections that exist when the task starts. */
+enum spec_start {
+    SPEC_NOW,      /* what is written from then on */
+    SPEC_EARLIEST, /* all that their log still has */
+    SPEC_SNAPSHOT, /* their rows, read through the source's API, then what was written since */
+};
+
 struct task_spec {
     char *task_id;
     /* target */
@@ -46,6 +53,8 @@ struct task_spec {
     bool ignore_partition;
     enum spec_mode mode;
     char *mode_reason; /* why, for people; NULL: not probed */
+    enum spec_start start;
+    bool load_for_snapshot;
     /* selection */
     struct spec_collection *collections;
     size_t n_collections;
@@ -70,6 +79,7 @@ struct task_spec {
 struct spec_limits {
     size_t max_name_length;
     const char *replicate_chan;
+    bool source_readable; /* the source's API is known: a snapshot can be taken */
 };
 
 /*

@@ -77,7 +77,8 @@ static void do_create(struct call *c, const json_t *data)
 {
     const struct config *config = c->s->config;
     struct spec_limits limits = {.max_name_length = (size_t)config->max_name_length,
-                                 .replicate_chan = config->replicate_chan};
+                                 .replicate_chan = config->replicate_chan,
+                                 .source_readable = config->source_milvus.uri != NULL};
     struct err err = {0};
     json_t *decoded = spec_decode(data, &err);
     struct task_spec *spec;

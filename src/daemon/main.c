@@ -28,6 +28,8 @@
 #include "loop/loop.h"
 #include "milvus/catalog.h"
 #include "milvus/etcd.h"
+#include "milvus/rows.h"
+#include "milvus/target.h"
 #include "registry/registry.h"
 #include "task/health.h"
 #include "task/manager.h"
@@ -51,6 +53,7 @@ struct daemon {
     struct catalog *catalog;
     struct queue_search *search;
     struct queue *queue;
+    struct rows_port *rows; /* NULL: the source's API is not told */
     struct manager *manager;
     struct api_server *api;
     struct event *sigterm, *sigint, *sighup;
@@ -132,6 +135,7 @@ static void release(struct daemon *d)
     notify_free(d->notify);
     api_stop(d->api);
     manager_free(d->manager);
+    rows_close(d->rows);
     queue_search_cancel(d->search);
     queue_close(d->queue);
     if (d->catalog)
@@ -202,17 +206,36 @@ static void on_ready(void *arg, const struct err *err)
     loop_stop(d->loop);
 }
 
+/* The source's public API, where it is told. */
+static int open_rows(struct daemon *d, struct err *err)
+{
+    const struct config_milvus *c = &d->config->source_milvus;
+    struct target_options o = {.uri = c->uri,
+                               .token = c->token,
+                               .ca_path = c->tls_ca_cert_path,
+                               .cert_path = c->tls_cert_path,
+                               .key_path = c->tls_key_path};
+
+    if (!c->uri)
+        return 0;
+    d->rows = rows_open(d->loop, &o, err);
+    return d->rows ? 0 : err_wrap(err, "sourceConfig.milvus");
+}
+
 /* Everything that needs the queue. */
 static int start_tasks(struct daemon *d, struct err *err)
 {
     d->queue = queue_open(d->loop, d->config, err);
     if (!d->queue)
         return err->code;
+    if (open_rows(d, err))
+        return err->code;
     d->manager = manager_new(&(struct manager_deps){.loop = d->loop,
                                                     .config = d->config,
                                                     .registry = d->registry,
                                                     .catalog = d->catalog,
                                                     .wal = queue_port(d->queue),
+                                                    .rows = d->rows,
                                                     .daemon_id = d->id,
                                                     .lease_ms = d->config->lease_ms});
     d->api = api_start(d->loop, d->config, d->manager, err);

@@ -207,6 +207,7 @@ void coll_detach(struct coll *c)
 {
     struct store *s = c->task->o.store;
 
+    copy_free(c);
     c->task->o.sink->ops->cancel(c->call);
     c->call = NULL;
     ensure_ended(c);
@@ -234,6 +235,7 @@ static void coll_forget(struct coll *c)
     if (coll_drop_open(c) && t->drops_open)
         t->drops_open--;
     timer_cancel(&c->retry);
+    copy_free(c);
     for (size_t i = 0; i < c->n_shards; i++)
         shard_unlink(c, &c->shards[i], b);
     c->state = COLL_GONE;
@@ -405,6 +407,7 @@ static int check_parts(struct coll *c, const struct sink_collection *d)
     return 0;
 }
 
+/* With what the copy leaves in doubt; its record goes in the same commit. */
 static void link_shards(struct coll *c)
 {
     struct store *s = c->task->o.store;
@@ -417,9 +420,11 @@ static void link_shards(struct coll *c)
             continue;
         sh->link = stream_link(sh->stream, sh->dst_pchannel);
         sh->link->n_shards++;
+        link_doubt(sh->link, copy_doubt(c, i));
         link_fill_ckpt(sh->link, &ck);
         s->ops->put_ckpt(b, &ck);
     }
+    copy_free(c);
     coll_put(c, b);
     s->ops->commit(b, NULL, NULL);
 }
@@ -450,12 +455,33 @@ static bool reads_over_gap(const struct coll *c)
     return false;
 }
 
+/* Its streams may go on. */
+static void coll_flows(struct coll *c, bool first);
+
 static void coll_mapped(struct coll *c)
 {
     bool first = c->state == COLL_MAPPING;
 
     c->backoff.cur_ms = 0;
     set_text(&c->trouble, NULL);
+    if (first && c->copy && !c->src_dropping && !c->forced)
+        c->state = COLL_COPYING;
+    if (c->state == COLL_COPYING) {
+        coll_save(c); /* with the target's names */
+        copy_kick(c);
+        return;
+    }
+    coll_flows(c, first);
+}
+
+void coll_copied(struct coll *c)
+{
+    c->state = COLL_MAPPING; /* until its links are there */
+    coll_flows(c, true);
+}
+
+static void coll_flows(struct coll *c, bool first)
+{
     if (first) {
         c->state = any_shard_dropped(c) ? COLL_DROPPING : COLL_ACTIVE;
         if (c->state == COLL_DROPPING)
@@ -876,6 +902,21 @@ void coll_update(struct coll *c, const struct src_collection *sc)
     coll_kick(c);
 }
 
+bool coll_verified(const struct coll *c)
+{
+    const struct sink *s = c->task->o.hub->sink;
+
+    return c->verified_gen && c->verified_gen == s->ops->generation((struct sink *)(uintptr_t)s);
+}
+
+bool coll_part_alive(struct coll *c, int64_t id)
+{
+    const struct part *p = coll_part(c, id);
+    const struct src_partition *sp = find_part(c->task->o.catalog->ops->get(c->task->o.catalog, c->id), id);
+
+    return p && p->dst_id && !p->dropping && sp && sp->state == SRC_ALIVE;
+}
+
 void coll_unverify(struct coll *c)
 {
     c->verified_gen = 0;
@@ -889,6 +930,14 @@ void coll_kick(struct coll *c)
     case COLL_MAPPING:
         if (c->task->ensuring < MAX_ENSURING) /* else it is kicked when there are fewer */
             map_kick(c);
+        return;
+    case COLL_COPYING:
+        if (c->src_dropping || c->forced)
+            coll_copied(c); /* nobody needs the rest */
+        else if (!coll_verified(c))
+            coll_ensure(c);
+        else
+            copy_kick(c);
         return;
     case COLL_ACTIVE:
     case COLL_DROPPING:

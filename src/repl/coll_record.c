@@ -73,6 +73,8 @@ void coll_put(struct coll *c, struct store_batch *b)
         json_array_append_new(parts, part_json(c, c->parts[i]));
     json_object_set_new(o, "shards", shards);
     json_object_set_new(o, "partitions", parts);
+    if (c->copy)
+        json_object_set_new(o, "copy", copy_json(c));
     text = json_dumps(o, JSON_COMPACT);
     c->task->o.store->ops->put_collection(b, c->id, text);
     free(text);
@@ -159,6 +161,8 @@ struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_
         shard_from_json(c, &c->shards[i], e);
     json_array_foreach(parts, i, e)
         part_from_json(c, e);
+    if (json_object_get(o, "copy"))
+        copy_from_json(c, json_object_get(o, "copy"));
     json_decref(o);
     return c;
 }

@@ -319,14 +319,15 @@ static void catch_up(struct link *l, struct wal_pos pos, uint64_t tt)
     uint64_t ahead = l->tchan->tick_built;
     struct item *it;
 
-    if (!l->tchan->tick_loaded || wal_pos_cmp(pos, l->repair_to) < 0)
+    if (!l->tchan->tick_loaded || (wal_pos_cmp(pos, l->repair_to) < 0 && !l->tchan->hub->portable))
         return; /* the window goes on */
     if (tt + tt_from_ms(NEAR_MS) >= ahead && !l->counted) {
         l->counted = true;
         l->tick_built = l->tick_read; /* what it may promise until its next tick is built */
     }
     window_send(l, tt);
-    l->repair_to = WAL_POS_NONE;
+    if (wal_pos_cmp(pos, l->repair_to) >= 0)
+        l->repair_to = WAL_POS_NONE;
     it = queue_tick(l, pos, tt);
     if (!TAILQ_EMPTY(&l->hold)) {
         it->start = TAILQ_FIRST(&l->hold)->pos;
@@ -465,6 +466,14 @@ void link_restart(struct link *l)
     l->sent = wal_pos_cmp(l->maybe, l->done) > 0 ? l->maybe : l->done;
     l->dirty = l->ticked = true;
     begin_catchup(l);
+}
+
+void link_doubt(struct link *l, struct wal_pos pos)
+{
+    if (wal_pos_cmp(pos, l->sent) <= 0)
+        return;
+    l->sent = l->maybe = l->repair_to = pos;
+    l->dirty = l->ticked = true;
 }
 
 void link_free(struct link *l)

