@@ -151,6 +151,9 @@ struct src_collection {
     /* For the delete half of a repair: the primary key's field id and whether it is text. */
     int64_t pk_field_id;
     bool pk_is_string;
+    /* For the public API: the key's name (NULL: not known), and whether partitions are not named there. */
+    char *pk_name;
+    bool has_partition_key;
     void *impl; /* catalog's own: decoded schema, for the sink's create and compare (milvus/catalog.h) */
 };
 
@@ -205,6 +208,18 @@ struct sink_collection {
     size_t n_partitions;
 };
 
+enum sink_write_kind { SINK_INSERT, SINK_UPSERT, SINK_DELETE };
+
+/* One Insert, Upsert or Delete of rows of one collection through the public API. */
+struct sink_write {
+    enum sink_write_kind kind;
+    const char *db, *collection;  /* the target's */
+    const char *partition;        /* NULL or "": none named */
+    uint64_t rows;
+    struct evbuffer *body;        /* INSERT, UPSERT: encoded fields_data (tag 5 each); DELETE: the text of expr.
+                                     Content moved; references stay references */
+};
+
 struct sink;
 struct sink_call; /* an operation under way; a completed one is gone */
 
@@ -242,6 +257,8 @@ struct sink_ops {
      */
     struct sink_call *(*replicate)(struct sink *s, const char *pchannel, uint64_t begin_tt, uint64_t end_tt,
                                    struct evbuffer *msgs, sink_batch_fn done, void *arg);
+    /* Portable mode only (NULL in a standby's sink). No retry inside. */
+    struct sink_call *(*write)(struct sink *s, const struct sink_write *w, sink_batch_fn done, void *arg);
     void (*cancel)(struct sink_call *call); /* NULL is allowed */
     /* Rises with each reconnect: what was checked before must be checked again. */
     uint64_t (*generation)(struct sink *s);
