@@ -589,6 +589,7 @@ static void publish_fields(struct cat_collection *c)
     size_t i = 0, len;
 
     c->props.has_partition_key = false;
+    xfree(&c->pub.pk_name);
     while (cat_user_field(c, &i, &data, &len, &f)) {
         if (f.partition_key)
             c->props.has_partition_key = true;
@@ -596,7 +597,10 @@ static void publish_fields(struct cat_collection *c)
             continue;
         c->pub.pk_field_id = f.id;
         c->pub.pk_is_string = f.data_type == STRING || f.data_type == VARCHAR;
+        free(c->pub.pk_name);
+        c->pub.pk_name = xstrndup((const char *)f.name, f.name_len);
     }
+    c->pub.has_partition_key = c->props.has_partition_key;
 }
 
 static void publish_info(struct cat_collection *c)
@@ -778,6 +782,7 @@ static void free_coll(struct cat_collection *c)
     items_release(&c->fields);
     items_release(&c->functions);
     free(c->pub.db_name);
+    free(c->pub.pk_name);
     cat_info_free(c->info);
     cat_info_free(c->next);
     free(c);

@@ -208,8 +208,11 @@ bool cat_field_parse(const uint8_t *data, size_t len, struct cat_field *ret)
     int rc;
 
     while ((rc = pb_scan_next(&s, &f)) > 0) {
-        if (f.num == FIELD_NAME && f.wire == PB_LEN)
+        if (f.num == FIELD_NAME && f.wire == PB_LEN) {
             field.named = f.len > 0;
+            field.name = f.data;
+            field.name_len = f.len;
+        }
         if (f.wire != PB_VARINT)
             continue;
         if (f.num == FIELD_ID)

@@ -1,5 +1,5 @@
 /*
- * target_collection.c - makes a collection and its partitions on the standby, compares, describes.
+ * target_collection.c - makes a collection and its partitions on the target, compares, describes.
  *
  *   DescribeCollection --absent--> [ListDatabases, CreateDatabase] --> CreateCollection --> DescribeCollection ...
  *   DescribeCollection --there---> compare --> ShowPartitions --> [CreatePartition ...] --> ShowPartitions --> done
@@ -25,6 +25,7 @@ struct ensure {
     char *db, *name;
     uint64_t tt;        /* create time on the source */
     size_t n_shards;    /* of the source */
+    struct sink_shard *source_shards; /* plain: until they are the answer's */
     Pb__CollectionSchema *schema; /* the source's; NULL: not known any more, only shards are compared */
     bool partition_key;
     Pb__CreateCollectionRequest req; /* borrows from here and below */
@@ -33,7 +34,8 @@ struct ensure {
     uint8_t *schema_bytes;
     char **partitions; /* alive ones of the source */
     size_t n_partitions;
-    bool created;      /* the collection, by this call */
+    bool created;      /* the collection, just now, by this call (ours) or somebody else */
+    bool ours;
     size_t next;       /* index in partitions: those before it exist or were created */
     bool made_some;
     unsigned tries;
@@ -59,6 +61,7 @@ static void ensure_release(struct sink_call *c)
     struct ensure *e = ensure_of(c);
 
     free_result(e);
+    target_shards_free(e->source_shards, e->source_shards ? e->n_shards : 0);
     for (size_t i = 0; i < e->n_partitions; i++)
         free(e->partitions[i]);
     for (size_t i = 0; i < e->req.n_properties; i++) {
@@ -98,6 +101,11 @@ static bool ensure_again(struct ensure *e, void (*ask)(struct sink_call *))
         return false;
     call_after(&e->call, NOT_SEEN_MS, ask);
     return true;
+}
+
+static bool is_plain(const struct ensure *e)
+{
+    return e->call.target->mode == TARGET_PLAIN;
 }
 
 static void describe(struct sink_call *c);
@@ -165,7 +173,7 @@ static bool create_next_partition(struct ensure *e)
         e->next++;
     if (e->next == e->n_partitions)
         return false;
-    req.msg_base = replicate_base_init(&base, e->tt);
+    req.msg_base = replicate_base_init(&base, e->call.target, e->tt);
     req.db_name = e->db;
     req.collection_name = e->name;
     req.partition_name = e->partitions[e->next];
@@ -218,6 +226,18 @@ static void ensure_finish(struct ensure *e)
 {
     call_end(&e->call);
     e->done(e->arg, NULL, &e->result);
+}
+
+/* With a partition key the plain target hashes rows itself: nobody asks for its partitions. */
+static void take_source_partitions(struct ensure *e)
+{
+    struct sink_collection *r = &e->result;
+
+    r->partitions = xcalloc(e->n_partitions + 1, sizeof(*r->partitions));
+    for (; r->n_partitions < e->n_partitions; r->n_partitions++)
+        r->partitions[r->n_partitions] =
+            (struct sink_partition){(int64_t)r->n_partitions + 1, xstrdup(e->partitions[r->n_partitions])};
+    ensure_finish(e);
 }
 
 static void partitions_known(struct ensure *e)
@@ -296,6 +316,7 @@ static void on_created(struct sink_call *c, const struct answer *a)
     if (a->ok)
         log_info("target", "collection created", KS("target", c->target->address), KS("collection", c->object));
     e->created = true;
+    e->ours = a->ok;
     describe(c);
 }
 
@@ -329,6 +350,36 @@ static void collection_absent(struct ensure *e, const struct answer *a)
     }
 }
 
+/* What the target does not know it leaves out in silence. */
+static int compare_schema(struct ensure *e, const Pb__CollectionSchema *target, struct err *err)
+{
+    struct err cause;
+    int rc;
+
+    if (!e->schema)
+        return 0;
+    if (!is_plain(e))
+        return target_schema_compare(e->schema, target, err);
+    rc = target_schema_compare_plain(e->schema, target, &cause);
+    if (rc && e->ours)
+        err_set(err, ERR_UNSUPPORTED, ERRC_USER,
+                "%s. It was made just now with the source's schema: this version of the target does not offer that. "
+                "Exclude the collection or upgrade the target",
+                cause.text);
+    else if (rc)
+        err_copy(err, &cause);
+    return rc;
+}
+
+static int take_shards(struct ensure *e, const Pb__DescribeCollectionResponse *m, struct err *err)
+{
+    if (!is_plain(e))
+        return target_shards(m, e->n_shards, &e->result.shards, err);
+    e->result.shards = e->source_shards;
+    e->source_shards = NULL;
+    return 0;
+}
+
 static int take_description(struct ensure *e, const Pb__DescribeCollectionResponse *m, struct err *err)
 {
     int rc;
@@ -339,10 +390,10 @@ static int take_description(struct ensure *e, const Pb__DescribeCollectionRespon
         return err_set(err, ERR_STATE, ERRC_USER,
                        "the name is an alias of %s on the target. Drop the alias or map to another name",
                        m->schema->name);
-    rc = e->schema ? target_schema_compare(e->schema, m->schema, err) : 0;
+    rc = compare_schema(e, m->schema, err);
     free_result(e);
     if (!rc)
-        rc = target_shards(m, e->n_shards, &e->result.shards, err);
+        rc = take_shards(e, m, err);
     if (!rc) {
         e->result.n_shards = e->n_shards;
         e->result.id = m->collection_id;
@@ -376,7 +427,10 @@ static void on_described(struct sink_call *c, const struct answer *a)
         return;
     }
     e->tries = 0;
-    show_partitions(c);
+    if (is_plain(e) && e->partition_key)
+        take_source_partitions(e);
+    else
+        show_partitions(c);
 }
 
 static void describe(struct sink_call *c)
@@ -391,14 +445,26 @@ static void describe(struct sink_call *c)
 
 /* ---- what the source has: copied, the catalog changes while we ask ---------------------------- */
 
+/* The source's keys are kept: none is made there. */
+static void without_auto_id(Pb__CollectionSchema *s)
+{
+    s->auto_id = false;
+    for (size_t i = 0; i < s->n_fields; i++)
+        s->fields[i]->auto_id = false;
+}
+
 static int take_schema(struct ensure *e, const struct src_collection *c, struct err *err)
 {
     uint8_t *data;
     size_t len;
+    int rc;
 
     catalog_user_schema(c, &data, &len);
+    rc = is_plain(e) ? target_schema_check_functions(data, len, err) : 0;
     e->schema = pb__collection_schema__unpack(NULL, len, data);
     free(data);
+    if (rc)
+        return err_wrap(err, "collection %s.%s", c->db_name, c->name);
     if (!e->schema)
         return err_set(err, ERR_PROTO, ERRC_DATA, "collection %s.%s: its schema cannot be parsed", c->db_name,
                        c->name);
@@ -406,6 +472,8 @@ static int take_schema(struct ensure *e, const struct src_collection *c, struct 
     if (e->schema->name != protobuf_c_empty_string)
         free(e->schema->name);
     e->schema->name = xstrdup(e->name); /* must equal collection_name */
+    if (is_plain(e))
+        without_auto_id(e->schema);
     e->req.schema.len = pb__collection_schema__get_packed_size(e->schema);
     e->req.schema.data = e->schema_bytes = xmalloc(e->req.schema.len + 1);
     pb__collection_schema__pack(e->schema, e->schema_bytes);
@@ -437,11 +505,18 @@ static void take_alive_partitions(struct ensure *e, const struct src_collection 
 
 static void fill_request(struct ensure *e)
 {
-    e->req.msg_base = replicate_base_init(&e->base, e->tt);
+    e->req.msg_base = replicate_base_init(&e->base, e->call.target, e->tt);
     e->req.db_name = e->db;
     e->req.collection_name = e->name;
     e->req.shards_num = (int32_t)e->n_shards;
     e->req.num_partitions = e->partition_key ? (int64_t)e->n_partitions : 0;
+}
+
+static void take_source_shards(struct ensure *e, const struct src_collection *c)
+{
+    e->source_shards = xcalloc(c->n_shards + 1, sizeof(*e->source_shards));
+    for (size_t i = 0; i < c->n_shards; i++)
+        e->source_shards[i] = (struct sink_shard){xstrdup(c->shards[i].vchannel), xstrdup(c->shards[i].pchannel)};
 }
 
 /* c->impl NULL: the source's metadata is gone, the collection is only looked for. */
@@ -450,10 +525,15 @@ static int take_source(struct ensure *e, const struct src_collection *c, struct 
     int rc;
 
     e->n_shards = c->n_shards;
+    if (is_plain(e))
+        take_source_shards(e, c);
     e->tt = c->create_tt ? c->create_tt : tt_from_ms(clock_wall_ms()); /* 0 is refused */
     pb__create_collection_request__init(&e->req);
     if (!c->impl) {
         e->allow_create = false;
+        if (is_plain(e))
+            take_alive_partitions(e, c);
+        e->partition_key = is_plain(e) && c->has_partition_key;
         return 0;
     }
     rc = take_schema(e, c, err);

@@ -1,5 +1,5 @@
 /*
- * target_op.c - operations of the replicate channel, done again on the standby.
+ * target_op.c - operations of the replicate channel, done again on the target.
  *
  * A request is not unpacked: the names and base are written anew, every other field is copied, so that what newer
  * versions add gets through.
@@ -101,8 +101,9 @@ static void add_base(struct pb_out *out, uint64_t tt)
     pb_out_release(&base);
 }
 
-int target_op_rewrite(int msg_type, const uint8_t *data, size_t len, const char *db, const char *collection,
-                      char *const *partitions, size_t n_partitions, struct pb_out *out, struct err *err)
+int target_op_rewrite(enum target_mode mode, int msg_type, const uint8_t *data, size_t len, const char *db,
+                      const char *collection, char *const *partitions, size_t n_partitions, struct pb_out *out,
+                      struct err *err)
 {
     const struct rule *r = find_rule(msg_type);
     struct pb_scan s = pb_scan_init(data, len);
@@ -122,7 +123,8 @@ int target_op_rewrite(int msg_type, const uint8_t *data, size_t len, const char 
         pb_out_release(&rest);
         return err_set(err, ERR_PROTO, ERRC_DATA, "%s: not a request (%zu bytes)", r->method, len);
     }
-    add_base(out, tt);
+    if (mode == TARGET_STANDBY)
+        add_base(out, tt);
     pb_out_str(out, REQ_DB_NAME, db);
     if (r->about == ABOUT_COLLECTION)
         pb_out_str(out, REQ_COLLECTION, collection);
@@ -332,8 +334,8 @@ static void op_send(struct sink_call *c)
     struct evbuffer *body = evbuffer_new();
     struct pb_out out = {0};
 
-    if (target_op_rewrite(o->rule->type, o->data, o->len, o->db, o->collection, o->partitions, o->n_partitions, &out,
-                          &c->late)) {
+    if (target_op_rewrite(c->target->mode, o->rule->type, o->data, o->len, o->db, o->collection, o->partitions,
+                          o->n_partitions, &out, &c->late)) {
         err_wrap(&c->late, "operation of the replicate channel");
         call_fail_later(c);
     } else {

@@ -9,7 +9,9 @@
 
 /* ---- schema ----------------------------------------------------------------------------------- */
 
-enum { FIRST_USER_FIELD = 100, FIELD_NULLABLE = 15 }; /* milvus schema.proto */
+/* milvus schema.proto */
+enum { FIRST_USER_FIELD = 100, FIELD_NULLABLE = 15, FIELD_FUNCTION_OUTPUT = 16 };
+enum { SCHEMA_FUNCTIONS = 7, FUNCTION_NAME = 1, FUNCTION_TYPE = 4, FUNCTION_BM25 = 1 };
 
 static const char *type_name(int32_t type, char *buf, size_t size)
 {
@@ -149,6 +151,85 @@ int target_schema_compare(const Pb__CollectionSchema *source, const Pb__Collecti
     }
     return flag_differs(err, "$meta", "the dynamic field", source->enable_dynamic_field,
                         target->enable_dynamic_field);
+}
+
+/* ---- schema of a plain target ----------------------------------------------------------------- */
+
+static const Pb__FieldSchema *find_field(const Pb__CollectionSchema *s, const char *name)
+{
+    const Pb__FieldSchema *f;
+    size_t i = 0;
+
+    while ((f = next_field(s, &i)))
+        if (strcmp(f->name, name) == 0)
+            return f;
+    return NULL;
+}
+
+static int compare_field_plain(const Pb__FieldSchema *s, const Pb__FieldSchema *t, struct err *err)
+{
+    if (!t)
+        return differs(err, s->name, "the field", "there", "absent");
+    if (t->is_primary_key && t->auto_id)
+        return err_set(err, ERR_STATE, ERRC_USER,
+                       "field `%s`: autoID is on at the target, so it would refuse the source's keys. Make the target's "
+                       "collection with autoID off, drop it, or map to another name",
+                       t->name);
+    return compare_field(s, t, err);
+}
+
+int target_schema_compare_plain(const Pb__CollectionSchema *source, const Pb__CollectionSchema *target,
+                                struct err *err)
+{
+    const Pb__FieldSchema *f;
+    size_t i = 0;
+    int rc = 0;
+
+    while (!rc && (f = next_field(source, &i))) {
+        const Pb__FieldSchema *t = find_field(target, f->name);
+
+        rc = compare_field_plain(f, t, err);
+        if (!rc)
+            rc = flag_differs(err, f->name, "the output of a function", unknown_flag(f, FIELD_FUNCTION_OUTPUT),
+                              unknown_flag(t, FIELD_FUNCTION_OUTPUT));
+    }
+    i = 0;
+    while (!rc && (f = next_field(target, &i)))
+        if (!find_field(source, f->name))
+            rc = differs(err, f->name, "the field", "absent", "there");
+    return rc ? rc
+              : flag_differs(err, "$meta", "the dynamic field", source->enable_dynamic_field,
+                             target->enable_dynamic_field);
+}
+
+/* False: it is run after the row was written (BM25), on either side. */
+static bool runs_before_write(const struct pb_field *function, struct pb_field *ret_name)
+{
+    struct pb_scan s = pb_scan_init(function->data, function->len);
+    struct pb_field f;
+    uint64_t type = 0;
+
+    while (pb_scan_next(&s, &f) > 0) {
+        if (f.num == FUNCTION_NAME && f.wire == PB_LEN)
+            *ret_name = f;
+        if (f.num == FUNCTION_TYPE && f.wire == PB_VARINT)
+            type = f.varint;
+    }
+    return type != FUNCTION_BM25;
+}
+
+int target_schema_check_functions(const uint8_t *schema, size_t len, struct err *err)
+{
+    struct pb_scan s = pb_scan_init(schema, len);
+    struct pb_field f, name = {0};
+
+    while (pb_scan_next(&s, &f) > 0)
+        if (f.num == SCHEMA_FUNCTIONS && f.wire == PB_LEN && runs_before_write(&f, &name))
+            return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
+                           "its function `%.*s` is no BM25: the source writes the function's output with each row, "
+                           "which the public API does not take. Exclude the collection or use a standby as the target",
+                           (int)(name.len < 200 ? name.len : 200), name.data ? (const char *)name.data : "");
+    return 0;
 }
 
 bool target_schema_has_partition_key(const Pb__CollectionSchema *s)
