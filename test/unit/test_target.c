@@ -1484,7 +1484,7 @@ static void test_plain_write_requests(void **state)
 {
     static const char insert[] = "\x12\x03tdb\x1a\x02" "c1\x22\x02p1\x38\x03\x2a\x03xyz";
     static const char upsert[] = "\x12\x03tdb\x1a\x02" "c1\x38\x03\x2a\x03xyz";
-    static const char expr[] = "\x12\x03tdb\x1a\x02" "c1\x22\x02p1\x2a\x07id in []";
+    static const char expr[] = "\x12\x03tdb\x1a\x02" "c1\x22\x02p1\x2a\x08id in []";
 
     (void)state;
     script_result("Insert", 3, 0, false);
