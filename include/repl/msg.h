@@ -110,7 +110,6 @@ struct msg_columns *msg_columns_new(void); /* never NULL */
  */
 int msg_columns_add(struct msg_columns *c, const struct msg_head *head, struct buf *src, const uint8_t *data,
                     size_t len, struct err *err);
-<<<<<<< HEAD
 /*
  * Adds the rows of a Query's answer (FieldData with tag 2); *ret_last is the greatest key as text of an expression (caller
  * frees; NULL when there are no rows, then nothing is added). Errors as msg_columns_add().
@@ -119,8 +118,6 @@ int msg_columns_add_page(struct msg_columns *c, struct buf *src, const uint8_t *
                          char **ret_last, struct err *err);
 /* The number in the answer of a Query for count(*); 0: not one. */
 uint64_t msg_page_count(const uint8_t *data, size_t len);
-=======
->>>>>>> w-plain
 uint64_t msg_columns_rows(const struct msg_columns *c);
 size_t msg_columns_bytes(const struct msg_columns *c); /* what msg_columns_write() appends now */
 /* Appends the encoded fields_data elements to out; may be called again. False: no memory, out then holds a part. */

@@ -205,11 +205,7 @@ static int message_err(const struct msg_head *head, const char *why, struct err 
 }
 
 /* The pieces of a message's columns; nulls are not looked at. */
-<<<<<<< HEAD
 static int scan_message(struct msg_columns *c, const struct msg_head *head, uint32_t tag, const uint8_t *data, size_t len,
-=======
-static int scan_message(struct msg_columns *c, const struct msg_head *head, const uint8_t *data, size_t len,
->>>>>>> w-plain
                         struct err *err)
 {
     struct pb_scan s = pb_scan_init(data, len);
@@ -221,11 +217,7 @@ static int scan_message(struct msg_columns *c, const struct msg_head *head, cons
         struct msg_column *p;
         const char *why;
 
-<<<<<<< HEAD
         if (f.num != tag)
-=======
-        if (f.num != INSERT_F_FIELDS_DATA)
->>>>>>> w-plain
             continue;
         if (f.wire != PB_LEN || c->n_pieces == COLUMNS_MAX)
             return message_err(head, f.wire != PB_LEN ? "has malformed columns" : "has too many columns", err);
@@ -368,24 +360,12 @@ static void take_pieces(struct msg_columns *c, struct buf *src)
     }
 }
 
-<<<<<<< HEAD
 static int columns_add(struct msg_columns *c, const struct msg_head *head, uint32_t tag, struct buf *src,
                        const uint8_t *data, size_t len, struct err *err)
 {
     bool first = c->n == 0;
     int rc = scan_message(c, head, tag, data, len, err);
 
-=======
-int msg_columns_add(struct msg_columns *c, const struct msg_head *head, struct buf *src, const uint8_t *data,
-                    size_t len, struct err *err)
-{
-    bool first = c->n == 0;
-    int rc;
-
-    if (head->type != MSG_INSERT)
-        return message_err(head, "is no Insert", err);
-    rc = scan_message(c, head, data, len, err);
->>>>>>> w-plain
     if (!rc)
         rc = remove_nulls(c, head, err);
     if (!rc) {
@@ -403,7 +383,6 @@ int msg_columns_add(struct msg_columns *c, const struct msg_head *head, struct b
     return rc;
 }
 
-<<<<<<< HEAD
 int msg_columns_add(struct msg_columns *c, const struct msg_head *head, struct buf *src, const uint8_t *data,
                     size_t len, struct err *err)
 {
@@ -428,8 +407,6 @@ int msg_columns_add_page(struct msg_columns *c, struct buf *src, const uint8_t *
     return rc;
 }
 
-=======
->>>>>>> w-plain
 /* ---- writing ---------------------------------------------------------------------------------- */
 
 /* Lengths of the contents, from the inside to the outside. */

@@ -20,7 +20,6 @@ static void add_text(struct pb_out *o, const char *s, size_t len)
     pb_out_raw(o, s, len);
 }
 
-<<<<<<< HEAD
 /* Control characters in octal: the only form that its grammar and its reader (Go's Unquote) both take for all. */
 void msg_out_quoted(struct pb_out *o, const uint8_t *s, size_t len)
 {
@@ -42,8 +41,6 @@ void msg_out_quoted(struct pb_out *o, const uint8_t *s, size_t len)
     add_text(o, "\"", 1);
 }
 
-=======
->>>>>>> w-plain
 static void separate(struct msg_keys *k)
 {
     if (k->n++)
@@ -58,33 +55,10 @@ static void add_number(struct msg_keys *k, int64_t v)
     add_text(&k->text, digits, (size_t)snprintf(digits, sizeof(digits), "%" PRId64, v));
 }
 
-<<<<<<< HEAD
 static void add_quoted(struct msg_keys *k, const uint8_t *s, size_t len)
 {
     separate(k);
     msg_out_quoted(&k->text, s, len);
-=======
-/* Control characters in octal: the only form that its grammar and its reader (Go's Unquote) both take for all. */
-static void add_quoted(struct msg_keys *k, const uint8_t *s, size_t len)
-{
-    const uint8_t *end = s + len, *from = s;
-    char octal[8];
-
-    separate(k);
-    add_text(&k->text, "\"", 1);
-    for (; s < end; s++) {
-        if (*s >= 0x20 && *s != '"' && *s != '\\' && *s != 0x7f)
-            continue;
-        pb_out_raw(&k->text, from, (size_t)(s - from));
-        from = s + 1;
-        if (*s == '"' || *s == '\\')
-            add_text(&k->text, (const char[]){'\\', (char)*s}, 2);
-        else
-            add_text(&k->text, octal, (size_t)snprintf(octal, sizeof(octal), "\\%03o", *s));
-    }
-    pb_out_raw(&k->text, from, (size_t)(end - from));
-    add_text(&k->text, "\"", 1);
->>>>>>> w-plain
 }
 
 /* Field num: integers, packed or not. False: malformed. */

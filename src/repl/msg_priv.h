@@ -23,7 +23,6 @@ const struct msg_layout *msg_layout_of(int type);
 /* The sole MsgBase of an encoded message. 0; ERR_PROTO (DATA) when none, two or not protobuf. */
 int msg_find_base(const uint8_t *data, size_t len, struct pb_field *ret_base, struct err *err);
 
-<<<<<<< HEAD
 /* A text key as an expression has it. */
 void msg_out_quoted(struct pb_out *o, const uint8_t *s, size_t len);
 
@@ -33,8 +32,6 @@ int msg_page_keys(const uint8_t *data, size_t len, const char *pk_name, uint64_t
 
 enum { PAGE_F_FIELDS_DATA = 2 }; /* of QueryResults */
 
-=======
->>>>>>> w-plain
 /* Numbers in InsertRequest and DeleteRequest; schema.proto: FieldData, ScalarField, IDs, and the arrays in them. */
 enum { INSERT_F_FIELDS_DATA = 13, DELETE_F_OLD_KEYS = 9, DELETE_F_PRIMARY_KEYS = 12 };
 enum {
