@@ -130,8 +130,9 @@ static bool partition_exists(const struct ensure *e, const char *name)
 static int take_partitions(struct ensure *e, const Pb__ShowPartitionsResponse *m, struct err *err)
 {
     struct sink_collection *r = &e->result;
+    bool ids = m->n_partition_ids > 0 || !is_plain(e); /* Milvus Lite tells none, nor needs them */
 
-    if (m->n_partition_names != m->n_partition_ids)
+    if (ids && m->n_partition_names != m->n_partition_ids)
         return err_set(err, ERR_PROTO, ERRC_RETRY, "the target lists %zu partition names and %zu ids",
                        m->n_partition_names, m->n_partition_ids);
     for (size_t i = 0; i < r->n_partitions; i++)
@@ -140,7 +141,8 @@ static int take_partitions(struct ensure *e, const Pb__ShowPartitionsResponse *m
     r->partitions = xcalloc(m->n_partition_names + 1, sizeof(*r->partitions));
     r->n_partitions = m->n_partition_names;
     for (size_t i = 0; i < r->n_partitions; i++)
-        r->partitions[i] = (struct sink_partition){m->partition_ids[i], xstrdup(m->partition_names[i])};
+        r->partitions[i] =
+            (struct sink_partition){ids ? m->partition_ids[i] : (int64_t)i + 1, xstrdup(m->partition_names[i])};
     qsort(r->partitions, r->n_partitions, sizeof(*r->partitions), partition_cmp);
     return 0;
 }
@@ -304,12 +306,17 @@ static void show_partitions(struct sink_call *c)
 
 /* ---- collection ------------------------------------------------------------------------------- */
 
+static bool made_already(const struct answer *a)
+{
+    return a->milvus_code && (strstr(a->err.text, "duplicate collection") || strstr(a->err.text, "already exist"));
+}
+
 static void on_created(struct sink_call *c, const struct answer *a)
 {
     struct ensure *e = ensure_of(c);
 
     /* made by somebody else just now: what it is like, the comparison tells */
-    if (!a->ok && !(a->milvus_code && strstr(a->err.text, "duplicate collection"))) {
+    if (!a->ok && !made_already(a)) {
         ensure_fail(c, &a->err);
         return;
     }
@@ -384,7 +391,7 @@ static int take_description(struct ensure *e, const Pb__DescribeCollectionRespon
 {
     int rc;
 
-    if (!m->schema || m->collection_id == 0)
+    if (!m->schema || (m->collection_id == 0 && !is_plain(e)))
         return err_set(err, ERR_PROTO, ERRC_RETRY, "the target describes it without schema or id");
     if (*m->schema->name && strcmp(m->schema->name, e->name) != 0)
         return err_set(err, ERR_STATE, ERRC_USER,
@@ -396,7 +403,7 @@ static int take_description(struct ensure *e, const Pb__DescribeCollectionRespon
         rc = take_shards(e, m, err);
     if (!rc) {
         e->result.n_shards = e->n_shards;
-        e->result.id = m->collection_id;
+        e->result.id = m->collection_id ? m->collection_id : 1; /* Milvus Lite tells none, nor needs one */
     }
     return rc;
 }

@@ -312,6 +312,23 @@ static bool flush_is_over(const struct op_call *o, const struct answer *a)
     return true;
 }
 
+/* Smaller Milvus do not offer each of these; none changes a row. */
+static bool may_be_missing(const struct op_call *o, const struct answer *a)
+{
+    static const int types[] = {OP_LOAD_PARTITIONS, OP_RELEASE_PARTITIONS, OP_ALTER_INDEX, OP_ALTER_DATABASE, OP_FLUSH};
+
+    if (o->call.target->mode != TARGET_PLAIN || a->err.code != ERR_UNSUPPORTED)
+        return false;
+    for (size_t i = 0; i < sizeof(types) / sizeof(*types); i++)
+        if (types[i] == o->rule->type) {
+            log_warn("target", "the target does not offer an operation, going on without",
+                     KS("target", o->call.target->address), KS("operation", o->rule->method),
+                     KS("collection", o->call.object), KS("error", a->err.text));
+            return true;
+        }
+    return false;
+}
+
 static void on_op(struct sink_call *c, const struct answer *a)
 {
     struct op_call *o = op_of(c);
@@ -319,7 +336,7 @@ static void on_op(struct sink_call *c, const struct answer *a)
 
     if (has_partitions(o->rule->type) && partition_missing(a) && without_partition(o))
         return;
-    if (a->ok || is_done_already(o->rule, a) || flush_is_over(o, a)) {
+    if (a->ok || is_done_already(o->rule, a) || flush_is_over(o, a) || may_be_missing(o, a)) {
         op_done(c, NULL);
         return;
     }

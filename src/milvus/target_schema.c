@@ -97,20 +97,30 @@ static int compare_types(const Pb__FieldSchema *s, const Pb__FieldSchema *t, str
     return 0;
 }
 
-static int compare_params(const Pb__FieldSchema *s, const Pb__FieldSchema *t, struct err *err)
+/* Milvus Lite does not tell the limit of an array's texts. */
+static bool may_be_untold(enum target_mode mode, const Pb__FieldSchema *f, const char *key)
+{
+    enum { ARRAY = 22 };
+
+    return mode == TARGET_PLAIN && f->data_type == ARRAY && strcmp(key, "max_length") == 0;
+}
+
+static int compare_params(enum target_mode mode, const Pb__FieldSchema *s, const Pb__FieldSchema *t, struct err *err)
 {
     static const char *const keys[] = {"dim", "max_length", "max_capacity"};
 
     for (size_t i = 0; i < sizeof(keys) / sizeof(*keys); i++) {
         const char *a = type_param(s, keys[i]), *b = type_param(t, keys[i]);
 
+        if (!b && may_be_untold(mode, t, keys[i]))
+            continue;
         if (a != b && (!a || !b || strcmp(a, b) != 0))
             return differs(err, s->name, keys[i], a ? a : "absent", b ? b : "absent");
     }
     return 0;
 }
 
-static int compare_field(const Pb__FieldSchema *s, const Pb__FieldSchema *t, struct err *err)
+static int compare_field(enum target_mode mode, const Pb__FieldSchema *s, const Pb__FieldSchema *t, struct err *err)
 {
     int rc = compare_types(s, t, err);
 
@@ -123,7 +133,7 @@ static int compare_field(const Pb__FieldSchema *s, const Pb__FieldSchema *t, str
     if (!rc)
         rc = flag_differs(err, s->name, "nullable", unknown_flag(s, FIELD_NULLABLE), unknown_flag(t, FIELD_NULLABLE));
     if (!rc)
-        rc = compare_params(s, t, err);
+        rc = compare_params(mode, s, t, err);
     return rc;
 }
 
@@ -145,7 +155,7 @@ int target_schema_compare(const Pb__CollectionSchema *source, const Pb__Collecti
                            "collection or map to another name",
                            n + 1, s ? "`" : "", s ? s->name : "absent", s ? "`" : "", t ? "`" : "",
                            t ? t->name : "absent", t ? "`" : "");
-        rc = compare_field(s, t, err);
+        rc = compare_field(TARGET_STANDBY, s, t, err);
         if (rc)
             return rc;
     }
@@ -175,7 +185,7 @@ static int compare_field_plain(const Pb__FieldSchema *s, const Pb__FieldSchema *
                        "field `%s`: autoID is on at the target, so it would refuse the source's keys. Make the target's "
                        "collection with autoID off, drop it, or map to another name",
                        t->name);
-    return compare_field(s, t, err);
+    return compare_field(TARGET_PLAIN, s, t, err);
 }
 
 int target_schema_compare_plain(const Pb__CollectionSchema *source, const Pb__CollectionSchema *target,

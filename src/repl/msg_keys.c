@@ -47,12 +47,16 @@ static void separate(struct msg_keys *k)
         add_text(&k->text, ",", 1);
 }
 
+/* Its reader takes the sign apart from the digits: the least number is one too many, but constants are added up. */
 static void add_number(struct msg_keys *k, int64_t v)
 {
+    bool least = v == INT64_MIN;
     char digits[24];
 
     separate(k);
-    add_text(&k->text, digits, (size_t)snprintf(digits, sizeof(digits), "%" PRId64, v));
+    add_text(&k->text, digits, (size_t)snprintf(digits, sizeof(digits), "%" PRId64, least ? v + 1 : v));
+    if (least)
+        add_text(&k->text, "-1", 2);
 }
 
 static void add_quoted(struct msg_keys *k, const uint8_t *s, size_t len)

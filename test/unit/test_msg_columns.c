@@ -495,7 +495,7 @@ static void keys_become_an_expression(void **state)
     assert_int_equal(add_keys_of(k, delete_numbers(v, 1, 1), NULL), 0);
     assert_int_equal(add_keys_of(k, delete_numbers(v + 1, 4, 4), NULL), 0);
     assert_int_equal(add_keys_of(k, make_delete(NULL, v, 2, 2), NULL), 0); /* an old server */
-    assert_keys(k, 7, "id in [1,-2,0,9223372036854775807,-9223372036854775808,1,-2]");
+    assert_keys(k, 7, "id in [1,-2,0,9223372036854775807,-9223372036854775807-1,1,-2]");
     k = msg_keys_new("name");
     assert_int_equal(add_keys_of(k, delete_texts(t, 2, 2), NULL), 0);
     assert_int_equal(add_keys_of(k, delete_texts(t + 2, 4, 4), NULL), 0);

@@ -95,7 +95,13 @@ static void test_status(void **state)
         enum err_class cls;
         const char *text;
     } table[] = {{0, 0, "", ERR_OK, 0, ""},
-                 {1, 1, "x", ERR_UNAVAILABLE, ERRC_RETRY, "x"},
+                 {1, 56, "x", ERR_UNAVAILABLE, ERRC_RETRY, "x"},
+                 /* Milvus Lite */
+                 {1, 1, "x", ERR_INTERNAL, ERRC_RETRY, "x"},
+                 {1, 0, "x", ERR_INTERNAL, ERRC_RETRY, "x"},
+                 {6, 6, "no such type", ERR_INVALID, ERRC_USER, "no such type"},
+                 {6, 6, "database 'x' does not exist", ERR_NOT_FOUND, ERRC_USER, ""},
+                 {6, 1, "x", ERR_INTERNAL, ERRC_RETRY, ""},
                  {3, 53, "deny to write", ERR_LIMIT, ERRC_RETRY, "memory"},
                  {7, 54, "deny to write", ERR_LIMIT, ERRC_RETRY, "disk"},
                  {9, 48, "deny to write", ERR_LIMIT, ERRC_RETRY, "quota"},
@@ -684,7 +690,7 @@ static void script_status(const char *method, bool bare, int32_t code, const cha
     Pb__Status st = PB__STATUS__INIT;
 
     st.code = code;
-    st.error_code = code ? 1 : 0;
+    st.error_code = code == 1 ? 56 : code ? 1 : 0;
     st.reason = pb_str(reason);
     outer.status = &st;
     script(method, bare ? &st.base : &outer.base);
