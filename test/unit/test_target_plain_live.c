@@ -292,17 +292,24 @@ static struct outcome create_index(const struct source *s, const char *field, co
     return apply(OP_CREATE_INDEX, &req, s->name);
 }
 
-static void make_loaded(const struct source *s, const char *field, const char *type, const char *metric)
+static void load(const struct source *s, const char *field, const char *type, const char *metric)
 {
-    struct outcome o = ensure(s, true);
     struct pb_out req = {0};
+    struct outcome o;
 
-    assert_ok(&o);
     o = create_index(s, field, type, metric);
     assert_ok(&o);
     pb_out_u64(&req, 4, 1);
     o = apply(OP_LOAD_COLLECTION, &req, s->name);
     assert_ok(&o);
+}
+
+static void make_loaded(const struct source *s, const char *field, const char *type, const char *metric)
+{
+    struct outcome o = ensure(s, true);
+
+    assert_ok(&o);
+    load(s, field, type, metric);
 }
 
 static struct outcome write_body(enum sink_write_kind kind, const char *name, const char *partition, uint64_t rows,
@@ -466,7 +473,8 @@ static Col__QueryResults *query(const struct source *s, const char *expr, const 
 static int64_t count_rows(const struct source *s, const char *partition)
 {
     static const char *const fields[] = {"count(*)"};
-    Col__QueryResults *m = query(s, "", partition, fields, 1);
+    /* Milvus Lite counts all partitions when there is no condition */
+    Col__QueryResults *m = query(s, partition ? "id >= 0" : "", partition, fields, 1);
     int64_t n;
 
     assert_int_equal(m->n_fields_data, 1);
@@ -801,11 +809,22 @@ static void try_type(const struct def *d)
         return;
     }
     o = write_rows(&s, SINK_INSERT, NULL, 0, 20);
-    if (o.failed) {print_message("%s: %s\n", d->name, o.err.text); return;}
+    if (o.failed) { /* 2.3.5 makes such a collection, but cannot write it */
+        print_message("%s: %s\n", d->name, o.err.text);
+        assert_true(vector);
+        drop(&s);
+        source_release(&s);
+        return;
+    }
     o = write_rows(&s, SINK_UPSERT, NULL, 5, 25);
     assert_ok(&o);
     o = delete_rows(&s, NULL, 0, 3);
     assert_ok(&o);
+    if (!vector) {
+        load(&s, "vec", "FLAT", "L2");
+        assert_int_equal(count_rows(&s, NULL), 22);
+        assert_rows(&s, 3, 25);
+    }
     print_message("%s: written\n", d->name);
     drop(&s);
     source_release(&s);
@@ -834,7 +853,15 @@ static void test_binary_vectors(void **state)
 
     (void)state;
     source_init(&s, "binary", defs, 2, false, NULL);
-    make_loaded(&s, "bin", "BIN_FLAT", "HAMMING");
+    o = ensure(&s, true);
+    if (o.failed) { /* Milvus Lite */
+        assert_int_equal(o.err.cls, ERRC_USER);
+        assert_non_null(strstr(o.err.text, "'bin'"));
+        print_message("%s\n", o.err.text);
+        source_release(&s);
+        return;
+    }
+    load(&s, "bin", "BIN_FLAT", "HAMMING");
     o = write_rows(&s, SINK_INSERT, NULL, 0, 20);
     assert_ok(&o);
     assert_int_equal(count_rows(&s, NULL), 20);
