@@ -1,6 +1,7 @@
 /*
  * target_collection.c - makes a collection and its partitions on the target, compares, describes.
  *
+ *   [GetVersion -->]
  *   DescribeCollection --absent--> [ListDatabases, CreateDatabase] --> CreateCollection --> DescribeCollection ...
  *   DescribeCollection --there---> compare --> ShowPartitions --> [CreatePartition ...] --> ShowPartitions --> done
  *
@@ -450,6 +451,37 @@ static void describe(struct sink_call *c)
     call_send(c, "DescribeCollection", ANSWER_FIELD_1, e->db, &req.base, on_described);
 }
 
+static void on_version(struct sink_call *c, const struct answer *a)
+{
+    struct ensure *e = ensure_of(c);
+    struct answer ans = *a;
+    char context[CONTEXT_MAX];
+    Pb__GetVersionResponse *m = NULL;
+    int rc = 0;
+
+    if (ans.ok)
+        m = answer_unpack(&ans, &pb__get_version_response__descriptor, call_context(c, context, sizeof(context)));
+    if (!m && ans.err.code != ERR_UNSUPPORTED) {
+        ensure_fail(c, &ans.err);
+        return;
+    }
+    if (m) {
+        rc = target_schema_check_version(e->schema, m->version, &ans.err);
+        pb__get_version_response__free_unpacked(m, NULL);
+    }
+    if (rc)
+        ensure_refuse(e, &ans.err);
+    else
+        describe(c);
+}
+
+static void ask_version(struct sink_call *c)
+{
+    Pb__CollectionRequest empty = PB__COLLECTION_REQUEST__INIT;
+
+    call_send(c, "GetVersion", ANSWER_FIELD_1, NULL, &empty.base, on_version);
+}
+
 /* ---- what the source has: copied, the catalog changes while we ask ---------------------------- */
 
 /* The source's keys are kept: none is made there. */
@@ -566,6 +598,8 @@ struct sink_call *target_ensure_collection(struct sink *s, const struct src_coll
     e->allow_create = allow_create;
     if (take_source(e, c, &e->call.late))
         call_fail_later(&e->call);
+    else if (is_plain(e) && e->schema && target_schema_needs_version(e->schema))
+        ask_version(&e->call);
     else
         describe(&e->call);
     return &e->call;

@@ -212,6 +212,47 @@ int target_schema_compare_plain(const Pb__CollectionSchema *source, const Pb__Co
                              target->enable_dynamic_field);
 }
 
+/* Release notes of Milvus; seen on 2.3.5, which makes all of them and writes only Float16Vector. */
+static const struct later {
+    int32_t type;
+    unsigned major, minor;
+} later_types[] = {{103, 2, 4}, {104, 2, 4}, {105, 2, 6}};
+
+static const struct later *later_type(const Pb__FieldSchema *f)
+{
+    for (size_t i = 0; i < sizeof(later_types) / sizeof(*later_types); i++)
+        if (later_types[i].type == f->data_type)
+            return &later_types[i];
+    return NULL;
+}
+
+bool target_schema_needs_version(const Pb__CollectionSchema *s)
+{
+    for (size_t i = 0; i < s->n_fields; i++)
+        if (later_type(s->fields[i]))
+            return true;
+    return false;
+}
+
+int target_schema_check_version(const Pb__CollectionSchema *s, const char *version, struct err *err)
+{
+    unsigned major, minor;
+    char name[24];
+
+    if (sscanf(version, "%*[vV]%u.%u", &major, &minor) != 2 && sscanf(version, "%u.%u", &major, &minor) != 2)
+        return 0;
+    for (size_t i = 0; i < s->n_fields; i++) {
+        const struct later *l = later_type(s->fields[i]);
+
+        if (l && (major < l->major || (major == l->major && minor < l->minor)))
+            return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
+                           "field `%s`: %s needs Milvus %u.%u, and the target is %.40s. Exclude the collection or upgrade "
+                           "the target",
+                           s->fields[i]->name, type_name(l->type, name, sizeof(name)), l->major, l->minor, version);
+    }
+    return 0;
+}
+
 /* False: it is run after the row was written (BM25), on either side. */
 static bool runs_before_write(const struct pb_field *function, struct pb_field *ret_name)
 {

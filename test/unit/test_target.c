@@ -1393,6 +1393,61 @@ static void test_plain_what_the_target_does_not_know_is_named(void **state)
     assert_non_null(strstr(o.err.text, "upgrade the target"));
 }
 
+static void test_plain_later_types_need_a_later_version(void **state)
+{
+    static const struct {
+        int type;
+        const char *version, *text; /* NULL: taken */
+    } table[] = {{104, "v2.3.5-lite", "field `more`: SparseFloatVector needs Milvus 2.4, and the target is v2.3.5-lite"},
+                 {103, "2.3.9", "BFloat16Vector needs Milvus 2.4"},
+                 {104, "v2.4.0", NULL},
+                 {104, "3.0", NULL},
+                 {105, "v2.5.12", "Int8Vector needs Milvus 2.6"},
+                 {105, "v2.6.0-rc1", NULL},
+                 {105, "", NULL},
+                 {105, "a branch", NULL},
+                 {102, "v2.3.5", NULL}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(table) / sizeof(*table); i++) {
+        struct schema s;
+        struct err err = {0};
+        int rc;
+
+        schema_init(&s);
+        assert_false(target_schema_needs_version(&s.m));
+        add_field(&s, "more", table[i].type, "dim", "8");
+        assert_int_equal(target_schema_needs_version(&s.m), table[i].type != 102);
+        rc = target_schema_check_version(&s.m, table[i].version, &err);
+        assert_int_equal(rc, table[i].text ? ERR_UNSUPPORTED : 0);
+        if (table[i].text && (err.cls != ERRC_USER || !strstr(err.text, table[i].text)))
+            fail_msg("row %zu: %s", i, err.text);
+    }
+}
+
+static void test_plain_version_is_asked_for(void **state)
+{
+    Pb__GetVersionResponse m = PB__GET_VERSION_RESPONSE__INIT;
+    struct schema s;
+    struct outcome o;
+
+    (void)state;
+    source_schema(&s, false);
+    add_field(&s, "sparse", 104, NULL, NULL);
+    m.version = pb_str("v2.3.5");
+    script("GetVersion", &m.base);
+    o = make_plain(&s);
+    assert_true(o.failed && o.err.cls == ERRC_USER);
+    assert_non_null(strstr(o.err.text, "tdb.c1: field `sparse`"));
+    script_raw("GetVersion", "12", "unknown method");
+    script_status("DescribeCollection", false, 1401, "no");
+    o = make_plain(&s);
+    assert_true(o.failed && o.err.code == ERR_AUTH);
+    script_raw("GetVersion", "14", "gone");
+    o = make_plain(&s);
+    assert_true(o.failed && o.err.cls == ERRC_RETRY);
+}
+
 static void add_function(struct pb_out *schema, const char *name, unsigned type)
 {
     struct pb_out f = {0};
@@ -1645,6 +1700,8 @@ int main(void)
         on_peer(test_bad_pem_files_are_told_at_once),
         cmocka_unit_test(test_plain_differences_are_named),
         cmocka_unit_test(test_plain_functions),
+        cmocka_unit_test(test_plain_later_types_need_a_later_version),
+        on_plain(test_plain_version_is_asked_for),
         on_plain(test_plain_create_request),
         on_plain(test_plain_collection_is_described),
         on_plain(test_plain_partition_key_has_the_sources_partitions),
