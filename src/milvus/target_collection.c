@@ -366,17 +366,16 @@ static int compare_schema(struct ensure *e, const Pb__CollectionSchema *target, 
 
     if (!e->schema)
         return 0;
-    if (!is_plain(e))
-        return target_schema_compare(e->schema, target, err);
-    rc = target_schema_compare_plain(e->schema, target, &cause);
-    if (rc && e->ours)
-        err_set(err, ERR_UNSUPPORTED, ERRC_USER,
-                "%s. It was made just now with the source's schema: this version of the target does not offer that. "
-                "Exclude the collection or upgrade the target",
-                cause.text);
-    else if (rc)
-        err_copy(err, &cause);
-    return rc;
+    rc = is_plain(e) ? target_schema_compare_plain(e->schema, target, &cause)
+                     : target_schema_compare(e->schema, target, &cause);
+    if (!rc)
+        return 0;
+    if (e->ours && is_plain(e))
+        return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
+                       "%s. It was made just now with the source's schema: this version of the target does not offer "
+                       "that. Exclude the collection or upgrade the target",
+                       cause.text);
+    return err_set(err, cause.code, cause.cls, "%s. Drop the target's collection or map to another name", cause.text);
 }
 
 static int take_shards(struct ensure *e, const Pb__DescribeCollectionResponse *m, struct err *err)

@@ -73,9 +73,7 @@ static const char *type_param(const Pb__FieldSchema *f, const char *key)
 static int differs(struct err *err, const char *field, const char *what, const char *source, const char *target)
 {
     return err_set(err, ERR_STATE, ERRC_USER,
-                   "field `%s`: %s is %s on the source and %s on the target. Drop the target's collection or map to "
-                   "another name",
-                   field, what, source, target);
+                   "field `%s`: %s is %s on the source and %s on the target", field, what, source, target);
 }
 
 static int flag_differs(struct err *err, const char *field, const char *what, bool source, bool target)
@@ -151,8 +149,7 @@ int target_schema_compare(const Pb__CollectionSchema *source, const Pb__Collecti
         /* by order: the target numbers the fields by it, and messages carry these numbers */
         if (!s || !t || strcmp(s->name, t->name) != 0)
             return err_set(err, ERR_STATE, ERRC_USER,
-                           "field number %zu is %s%s%s on the source and %s%s%s on the target. Drop the target's "
-                           "collection or map to another name",
+                           "field number %zu is %s%s%s on the source and %s%s%s on the target",
                            n + 1, s ? "`" : "", s ? s->name : "absent", s ? "`" : "", t ? "`" : "",
                            t ? t->name : "absent", t ? "`" : "");
         rc = compare_field(TARGET_STANDBY, s, t, err);
@@ -182,8 +179,7 @@ static int compare_field_plain(const Pb__FieldSchema *s, const Pb__FieldSchema *
         return differs(err, s->name, "the field", "there", "absent");
     if (t->is_primary_key && t->auto_id)
         return err_set(err, ERR_STATE, ERRC_USER,
-                       "field `%s`: autoID is on at the target, so it would refuse the source's keys. Make the target's "
-                       "collection with autoID off, drop it, or map to another name",
+                       "field `%s`: autoID is on at the target, which then refuses the source's keys; it must be off",
                        t->name);
     return compare_field(TARGET_PLAIN, s, t, err);
 }
@@ -246,8 +242,8 @@ int target_schema_check_version(const Pb__CollectionSchema *s, const char *versi
 
         if (l && (major < l->major || (major == l->major && minor < l->minor)))
             return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
-                           "field `%s`: %s needs Milvus %u.%u, and the target is %.40s. Exclude the collection or upgrade "
-                           "the target",
+                           "field `%s`: %s needs Milvus %u.%u, and the target is %.40s. Exclude the collection or "
+                           "upgrade the target",
                            s->fields[i]->name, type_name(l->type, name, sizeof(name)), l->major, l->minor, version);
     }
     return 0;
