@@ -1,6 +1,7 @@
 /*
  * target_collection.c - makes a collection and its partitions on the target, compares, describes.
  *
+ *   [GetVersion -->]
  *   DescribeCollection --absent--> [ListDatabases, CreateDatabase] --> CreateCollection --> DescribeCollection ...
  *   DescribeCollection --there---> compare --> ShowPartitions --> [CreatePartition ...] --> ShowPartitions --> done
  *
@@ -365,17 +366,16 @@ static int compare_schema(struct ensure *e, const Pb__CollectionSchema *target, 
 
     if (!e->schema)
         return 0;
-    if (!is_plain(e))
-        return target_schema_compare(e->schema, target, err);
-    rc = target_schema_compare_plain(e->schema, target, &cause);
-    if (rc && e->ours)
-        err_set(err, ERR_UNSUPPORTED, ERRC_USER,
-                "%s. It was made just now with the source's schema: this version of the target does not offer that. "
-                "Exclude the collection or upgrade the target",
-                cause.text);
-    else if (rc)
-        err_copy(err, &cause);
-    return rc;
+    rc = is_plain(e) ? target_schema_compare_plain(e->schema, target, &cause)
+                     : target_schema_compare(e->schema, target, &cause);
+    if (!rc)
+        return 0;
+    if (e->ours && is_plain(e))
+        return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
+                       "%s. It was made just now with the source's schema: this version of the target does not offer "
+                       "that. Exclude the collection or upgrade the target",
+                       cause.text);
+    return err_set(err, cause.code, cause.cls, "%s. Drop the target's collection or map to another name", cause.text);
 }
 
 static int take_shards(struct ensure *e, const Pb__DescribeCollectionResponse *m, struct err *err)
@@ -448,6 +448,37 @@ static void describe(struct sink_call *c)
     req.db_name = e->db;
     req.collection_name = e->name;
     call_send(c, "DescribeCollection", ANSWER_FIELD_1, e->db, &req.base, on_described);
+}
+
+static void on_version(struct sink_call *c, const struct answer *a)
+{
+    struct ensure *e = ensure_of(c);
+    struct answer ans = *a;
+    char context[CONTEXT_MAX];
+    Pb__GetVersionResponse *m = NULL;
+    int rc = 0;
+
+    if (ans.ok)
+        m = answer_unpack(&ans, &pb__get_version_response__descriptor, call_context(c, context, sizeof(context)));
+    if (!m && ans.err.code != ERR_UNSUPPORTED) {
+        ensure_fail(c, &ans.err);
+        return;
+    }
+    if (m) {
+        rc = target_schema_check_version(e->schema, m->version, &ans.err);
+        pb__get_version_response__free_unpacked(m, NULL);
+    }
+    if (rc)
+        ensure_refuse(e, &ans.err);
+    else
+        describe(c);
+}
+
+static void ask_version(struct sink_call *c)
+{
+    Pb__CollectionRequest empty = PB__COLLECTION_REQUEST__INIT;
+
+    call_send(c, "GetVersion", ANSWER_FIELD_1, NULL, &empty.base, on_version);
 }
 
 /* ---- what the source has: copied, the catalog changes while we ask ---------------------------- */
@@ -566,6 +597,8 @@ struct sink_call *target_ensure_collection(struct sink *s, const struct src_coll
     e->allow_create = allow_create;
     if (take_source(e, c, &e->call.late))
         call_fail_later(&e->call);
+    else if (is_plain(e) && e->schema && target_schema_needs_version(e->schema))
+        ask_version(&e->call);
     else
         describe(&e->call);
     return &e->call;

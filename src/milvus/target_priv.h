@@ -165,6 +165,13 @@ int target_schema_compare_plain(const Pb__CollectionSchema *source, const Pb__Co
 /* A function that the source has run already when it writes the row: its output cannot be written again. ERR_UNSUPPORTED
  * (USER) names it. schema: encoded. */
 int target_schema_check_functions(const uint8_t *schema, size_t len, struct err *err);
+/*
+ * Kinds of fields that came with a later version: servers of an earlier one make the collection, but cannot write it.
+ * needs: there is one, so that the version must be asked for.  check: ERR_UNSUPPORTED (USER) names field and version; a
+ * version that cannot be read ("v2.3.5-lite" can) passes.
+ */
+bool target_schema_needs_version(const Pb__CollectionSchema *s);
+int target_schema_check_version(const Pb__CollectionSchema *s, const char *version, struct err *err);
 bool target_schema_has_partition_key(const Pb__CollectionSchema *s);
 
 struct vchannel {

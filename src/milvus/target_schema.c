@@ -73,9 +73,7 @@ static const char *type_param(const Pb__FieldSchema *f, const char *key)
 static int differs(struct err *err, const char *field, const char *what, const char *source, const char *target)
 {
     return err_set(err, ERR_STATE, ERRC_USER,
-                   "field `%s`: %s is %s on the source and %s on the target. Drop the target's collection or map to "
-                   "another name",
-                   field, what, source, target);
+                   "field `%s`: %s is %s on the source and %s on the target", field, what, source, target);
 }
 
 static int flag_differs(struct err *err, const char *field, const char *what, bool source, bool target)
@@ -151,8 +149,7 @@ int target_schema_compare(const Pb__CollectionSchema *source, const Pb__Collecti
         /* by order: the target numbers the fields by it, and messages carry these numbers */
         if (!s || !t || strcmp(s->name, t->name) != 0)
             return err_set(err, ERR_STATE, ERRC_USER,
-                           "field number %zu is %s%s%s on the source and %s%s%s on the target. Drop the target's "
-                           "collection or map to another name",
+                           "field number %zu is %s%s%s on the source and %s%s%s on the target",
                            n + 1, s ? "`" : "", s ? s->name : "absent", s ? "`" : "", t ? "`" : "",
                            t ? t->name : "absent", t ? "`" : "");
         rc = compare_field(TARGET_STANDBY, s, t, err);
@@ -182,8 +179,7 @@ static int compare_field_plain(const Pb__FieldSchema *s, const Pb__FieldSchema *
         return differs(err, s->name, "the field", "there", "absent");
     if (t->is_primary_key && t->auto_id)
         return err_set(err, ERR_STATE, ERRC_USER,
-                       "field `%s`: autoID is on at the target, so it would refuse the source's keys. Make the target's "
-                       "collection with autoID off, drop it, or map to another name",
+                       "field `%s`: autoID is on at the target, which then refuses the source's keys; it must be off",
                        t->name);
     return compare_field(TARGET_PLAIN, s, t, err);
 }
@@ -210,6 +206,47 @@ int target_schema_compare_plain(const Pb__CollectionSchema *source, const Pb__Co
     return rc ? rc
               : flag_differs(err, "$meta", "the dynamic field", source->enable_dynamic_field,
                              target->enable_dynamic_field);
+}
+
+/* Release notes of Milvus; seen on 2.3.5, which makes all of them and writes only Float16Vector. */
+static const struct later {
+    int32_t type;
+    unsigned major, minor;
+} later_types[] = {{103, 2, 4}, {104, 2, 4}, {105, 2, 6}};
+
+static const struct later *later_type(const Pb__FieldSchema *f)
+{
+    for (size_t i = 0; i < sizeof(later_types) / sizeof(*later_types); i++)
+        if (later_types[i].type == f->data_type)
+            return &later_types[i];
+    return NULL;
+}
+
+bool target_schema_needs_version(const Pb__CollectionSchema *s)
+{
+    for (size_t i = 0; i < s->n_fields; i++)
+        if (later_type(s->fields[i]))
+            return true;
+    return false;
+}
+
+int target_schema_check_version(const Pb__CollectionSchema *s, const char *version, struct err *err)
+{
+    unsigned major, minor;
+    char name[24];
+
+    if (sscanf(version, "%*[vV]%u.%u", &major, &minor) != 2 && sscanf(version, "%u.%u", &major, &minor) != 2)
+        return 0;
+    for (size_t i = 0; i < s->n_fields; i++) {
+        const struct later *l = later_type(s->fields[i]);
+
+        if (l && (major < l->major || (major == l->major && minor < l->minor)))
+            return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
+                           "field `%s`: %s needs Milvus %u.%u, and the target is %.40s. Exclude the collection or "
+                           "upgrade the target",
+                           s->fields[i]->name, type_name(l->type, name, sizeof(name)), l->major, l->minor, version);
+    }
+    return 0;
 }
 
 /* False: it is run after the row was written (BM25), on either side. */

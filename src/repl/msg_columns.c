@@ -235,12 +235,15 @@ static int scan_message(struct msg_columns *c, const struct msg_head *head, uint
     return c->n_pieces ? 0 : message_err(head, "has no columns (rows of an old format cannot be written)", err);
 }
 
-static int remove_nulls(struct msg_columns *c, const struct msg_head *head, struct err *err)
+static int mend(struct msg_columns *c, const struct msg_head *head, struct err *err)
 {
     int rc = 0;
 
-    for (size_t i = 0; i < c->n_pieces && !rc; i++)
+    for (size_t i = 0; i < c->n_pieces && !rc; i++) {
         rc = msg_column_remove_nulls(&c->pieces[i], head, err);
+        if (!rc)
+            msg_column_fill_arrays(&c->pieces[i]);
+    }
     return rc;
 }
 
@@ -367,7 +370,7 @@ static int columns_add(struct msg_columns *c, const struct msg_head *head, uint3
     int rc = scan_message(c, head, tag, data, len, err);
 
     if (!rc)
-        rc = remove_nulls(c, head, err);
+        rc = mend(c, head, err);
     if (!rc) {
         if (first)
             make_columns(c);

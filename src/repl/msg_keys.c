@@ -20,34 +20,14 @@ static void add_text(struct pb_out *o, const char *s, size_t len)
     pb_out_raw(o, s, len);
 }
 
-/* Control characters in octal: the only form that its grammar and its reader (Go's Unquote) both take for all. */
-void msg_out_quoted(struct pb_out *o, const uint8_t *s, size_t len)
-{
-    const uint8_t *end = s + len, *from = s;
-    char octal[8];
-
-    add_text(o, "\"", 1);
-    for (; s < end; s++) {
-        if (*s >= 0x20 && *s != '"' && *s != '\\' && *s != 0x7f)
-            continue;
-        pb_out_raw(o, from, (size_t)(s - from));
-        from = s + 1;
-        if (*s == '"' || *s == '\\')
-            add_text(o, (const char[]){'\\', (char)*s}, 2);
-        else
-            add_text(o, octal, (size_t)snprintf(octal, sizeof(octal), "\\%03o", *s));
-    }
-    pb_out_raw(o, from, (size_t)(end - from));
-    add_text(o, "\"", 1);
-}
-
 static void separate(struct msg_keys *k)
 {
     if (k->n++)
         add_text(&k->text, ",", 1);
 }
 
-/* Its reader takes the sign apart from the digits: the least number is one too many, but constants are added up. */
+/* Milvus reads the sign apart from the digits, of which the least number has one too many; but it adds constants up.
+ * (Milvus Lite does not; there this one number cannot be deleted.) */
 static void add_number(struct msg_keys *k, int64_t v)
 {
     bool least = v == INT64_MIN;
@@ -57,6 +37,41 @@ static void add_number(struct msg_keys *k, int64_t v)
     add_text(&k->text, digits, (size_t)snprintf(digits, sizeof(digits), "%" PRId64, least ? v + 1 : v));
     if (least)
         add_text(&k->text, "-1", 2);
+}
+
+/* What must not stand in a quoted text as it is; 0: it may. Milvus and Milvus Lite both take these and no other escapes. */
+static char escape_of(uint8_t byte)
+{
+    switch (byte) {
+    case '"':
+    case '\\':
+        return (char)byte;
+    case '\n':
+        return 'n';
+    case '\r':
+        return 'r';
+    case '\t':
+        return 't';
+    }
+    return 0;
+}
+
+void msg_out_quoted(struct pb_out *o, const uint8_t *s, size_t len)
+{
+    const uint8_t *end = s + len, *from = s;
+
+    add_text(o, "\"", 1);
+    for (; s < end; s++) {
+        char escape = escape_of(*s);
+
+        if (!escape)
+            continue;
+        pb_out_raw(o, from, (size_t)(s - from));
+        add_text(o, (const char[]){'\\', escape}, 2);
+        from = s + 1;
+    }
+    pb_out_raw(o, from, (size_t)(end - from));
+    add_text(o, "\"", 1);
 }
 
 static void add_quoted(struct msg_keys *k, const uint8_t *s, size_t len)

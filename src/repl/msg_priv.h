@@ -68,6 +68,8 @@ struct msg_column {
 bool msg_column_is_sparse(const struct msg_column *c);
 /* Copies the values when some rows are null. Own is the caller's. ERR_PROTO (DATA): not possible. */
 int msg_column_remove_nulls(struct msg_column *c, const struct msg_head *head, struct err *err);
+/* Gives the empty arrays of a column of arrays a list of their kind; copies the values where there are some. */
+void msg_column_fill_arrays(struct msg_column *c);
 /* ERR_PROTO (DATA) that names message and column. */
 int msg_column_err(const struct msg_head *head, const struct msg_column *c, const char *why, struct err *err);
 

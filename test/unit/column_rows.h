@@ -189,15 +189,28 @@ static Col__FloatArray *vector_floats(const size_t *r, size_t n)
     return m;
 }
 
-/* A row is (uint32 index, float32 value) twice; the dim grows with the rows. */
+/* (uint32 index, float32 value) twice, of an x86. */
+static ProtobufCBinaryData sparse_row(size_t row)
+{
+    struct {
+        uint32_t index;
+        float value;
+    } pairs[2] = {{(uint32_t)row, 0.5f}, {(uint32_t)row + 3, (float)row + 1}};
+    ProtobufCBinaryData b = {sizeof(pairs), xmalloc(sizeof(pairs))};
+
+    memcpy(b.data, pairs, sizeof(pairs));
+    return b;
+}
+
+/* The dim grows with the rows. */
 static Col__SparseFloatArray *vector_sparse(const size_t *r, size_t n)
 {
     NEW(Col__SparseFloatArray, col__sparse_float_array__init);
     m->n_contents = n;
     m->contents = xcalloc(n + 1, sizeof(*m->contents));
     for (size_t i = 0; i < n; i++)
-        m->contents[i] = vector_bytes(&r[i], 1, 16);
-    m->dim = (int64_t)r[n - 1] + 1;
+        m->contents[i] = sparse_row(r[i]);
+    m->dim = (int64_t)r[n - 1] + 4;
     return m;
 }
 
@@ -222,7 +235,7 @@ static Col__VectorField *make_vectors(const struct def *d, const size_t *r, size
     }
 #undef CASE
     if (d->type == SPARSE_VECTOR)
-        m->dim = (int64_t)r[n - 1] + 1;
+        m->dim = (int64_t)r[n - 1] + 4;
     return m;
 }
 

@@ -500,7 +500,7 @@ static void keys_become_an_expression(void **state)
     assert_int_equal(add_keys_of(k, delete_texts(t, 2, 2), NULL), 0);
     assert_int_equal(add_keys_of(k, delete_texts(t + 2, 4, 4), NULL), 0);
     assert_keys(k, 6,
-                "name in [\"a\",\"say \\\"hi\\\"\",\"back\\\\slash\",\"line\\012feed\\011tab\\001\\177\",\"\","
+                "name in [\"a\",\"say \\\"hi\\\"\",\"back\\\\slash\",\"line\\nfeed\\ttab\x01\x7f\",\"\","
                 "\"\xc3\xa4\xe6\xbc\xa2\"]");
 }
 

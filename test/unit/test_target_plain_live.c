@@ -292,17 +292,24 @@ static struct outcome create_index(const struct source *s, const char *field, co
     return apply(OP_CREATE_INDEX, &req, s->name);
 }
 
-static void make_loaded(const struct source *s, const char *field, const char *type, const char *metric)
+static void load(const struct source *s, const char *field, const char *type, const char *metric)
 {
-    struct outcome o = ensure(s, true);
     struct pb_out req = {0};
+    struct outcome o;
 
-    assert_ok(&o);
     o = create_index(s, field, type, metric);
     assert_ok(&o);
     pb_out_u64(&req, 4, 1);
     o = apply(OP_LOAD_COLLECTION, &req, s->name);
     assert_ok(&o);
+}
+
+static void make_loaded(const struct source *s, const char *field, const char *type, const char *metric)
+{
+    struct outcome o = ensure(s, true);
+
+    assert_ok(&o);
+    load(s, field, type, metric);
 }
 
 static struct outcome write_body(enum sink_write_kind kind, const char *name, const char *partition, uint64_t rows,
@@ -437,10 +444,11 @@ static struct look look(const char *path, struct pb_out *take_req)
     return l;
 }
 
-/* Fields of the rows that expr selects; caller frees. */
+/* Fields of the rows that expr selects; caller frees. A strong look waits until all that was written can be seen. */
 static Col__QueryResults *query(const struct source *s, const char *expr, const char *partition,
-                                const char *const *fields, size_t n)
+                                const char *const *fields, size_t n, bool strong)
 {
+    enum { EVENTUALLY = 3 };
     struct pb_out req = {0};
     Col__QueryResults *m;
     Pb__StatusResponse *st;
@@ -452,7 +460,8 @@ static Col__QueryResults *query(const struct source *s, const char *expr, const 
     for (size_t i = 0; i < n; i++)
         pb_out_str(&req, 5, fields[i]);
     pb_out_str(&req, 6, partition);
-    l = look(SERVICE "Query", &req); /* consistency 0: strong */
+    pb_out_u64(&req, 11, strong ? 0 : EVENTUALLY);
+    l = look(SERVICE "Query", &req);
     st = pb__status_response__unpack(NULL, l.len, l.data);
     if (st && st->status && (st->status->code || st->status->error_code))
         fail_msg("query %s: %s", expr, st->status->reason);
@@ -466,7 +475,8 @@ static Col__QueryResults *query(const struct source *s, const char *expr, const 
 static int64_t count_rows(const struct source *s, const char *partition)
 {
     static const char *const fields[] = {"count(*)"};
-    Col__QueryResults *m = query(s, "", partition, fields, 1);
+    /* Milvus Lite counts all partitions when there is no condition */
+    Col__QueryResults *m = query(s, partition ? "id >= 0" : "", partition, fields, 1, true);
     int64_t n;
 
     assert_int_equal(m->n_fields_data, 1);
@@ -525,11 +535,17 @@ static void assert_row(const struct source *s, const char *const *names, size_t 
     Col__QueryResults *m;
 
     snprintf(expr, sizeof(expr), "%s == %zu", s->defs[0].name, row);
-    m = query(s, expr, NULL, names, s->n);
+    m = query(s, expr, NULL, names, s->n, false);
     for (size_t i = 0; i < s->n; i++) {
         Col__FieldData *want = make_column(&s->defs[i], 0, row, row + 1, false);
         const Col__FieldData *got = field_of(m, s->defs[i].name);
 
+        if (is_null(&s->defs[i], row)) { /* with a placeholder or without */
+            assert_int_equal(got->n_valid_data, 1);
+            assert_false(got->valid_data[0]);
+            protobuf_c_message_free_unpacked(&want->base, NULL);
+            continue;
+        }
         assert_int_equal(got->field_case, want->field_case);
         if (want->field_case == COL__FIELD_DATA__FIELD_VECTORS) {
             assert_same_values(want->field_name, &got->vectors->base, &want->vectors->base);
@@ -543,6 +559,7 @@ static void assert_row(const struct source *s, const char *const *names, size_t 
     col__query_results__free_unpacked(m, NULL);
 }
 
+/* After a count, which waits until they can be seen. */
 static void assert_rows(const struct source *s, size_t from, size_t to)
 {
     const char *names[FIELDS_MAX];
@@ -715,8 +732,8 @@ static void test_any_text_can_be_a_key(void **state)
         o = delete_rows(&s, NULL, i, i + 1);
         if (o.failed)
             fail_msg("text %zu (%s): %s", i, odd_texts[i], o.err.text);
-        if (count_rows(&s, NULL) != (int64_t)(N_ODD_TEXTS - i - 1))
-            fail_msg("text %zu (%s) is still there", i, odd_texts[i]);
+        if (i % 5 == 4 || i == N_ODD_TEXTS - 1)
+            assert_int_equal(count_rows(&s, NULL), N_ODD_TEXTS - i - 1);
     }
     drop(&s);
     source_release(&s);
@@ -775,8 +792,8 @@ static void test_any_number_can_be_a_key(void **state)
         o = write_body(SINK_DELETE, s.name, NULL, 1, body);
         if (o.failed)
             fail_msg("key %lld: %s", (long long)keys[i], o.err.text);
-        if (count_rows(&s, NULL) != (int64_t)(5 - i))
-            fail_msg("key %lld is still there", (long long)keys[i]);
+        if (i % 3 == 0) /* the least one alone */
+            assert_int_equal(count_rows(&s, NULL), 5 - i);
     }
     drop(&s);
     source_release(&s);
@@ -801,11 +818,16 @@ static void try_type(const struct def *d)
         return;
     }
     o = write_rows(&s, SINK_INSERT, NULL, 0, 20);
-    if (o.failed) {print_message("%s: %s\n", d->name, o.err.text); return;}
+    assert_ok(&o);
     o = write_rows(&s, SINK_UPSERT, NULL, 5, 25);
     assert_ok(&o);
     o = delete_rows(&s, NULL, 0, 3);
     assert_ok(&o);
+    if (!vector) {
+        load(&s, "vec", "FLAT", "L2");
+        assert_int_equal(count_rows(&s, NULL), 22);
+        assert_rows(&s, 3, 25);
+    }
     print_message("%s: written\n", d->name);
     drop(&s);
     source_release(&s);
@@ -834,7 +856,15 @@ static void test_binary_vectors(void **state)
 
     (void)state;
     source_init(&s, "binary", defs, 2, false, NULL);
-    make_loaded(&s, "bin", "BIN_FLAT", "HAMMING");
+    o = ensure(&s, true);
+    if (o.failed) { /* Milvus Lite */
+        assert_int_equal(o.err.cls, ERRC_USER);
+        assert_non_null(strstr(o.err.text, "'bin'"));
+        print_message("%s\n", o.err.text);
+        source_release(&s);
+        return;
+    }
+    load(&s, "bin", "BIN_FLAT", "HAMMING");
     o = write_rows(&s, SINK_INSERT, NULL, 0, 20);
     assert_ok(&o);
     assert_int_equal(count_rows(&s, NULL), 20);
