@@ -7,6 +7,9 @@
  *
  * Partition by partition, in the order of keys. A page is read while the one before it is written, so two are in memory.
  * Pages may come twice, after a crash or an error: that does no harm.
+ *
+ * A page with fewer rows than asked for is the last one, or rows written meanwhile with rising keys would keep us here for
+ * ever; but rows of equal keys count as one in a page, and may have made it short. So a count of the same range decides.
  */
 #include "repl/priv.h"
 
@@ -21,7 +24,7 @@
 #include "base/mem.h"
 
 #define MAX_COPYING 4 /* collections of a task at a time */
-#define PAGE_BYTES (1u << 20)
+#define PAGE_BYTES (4u << 20) /* a query waits for the source's tick, so a page must be worth that */
 #define FIRST_ROWS 500
 #define MIN_ROWS 16
 #define MAX_ROWS 16384 /* the source refuses more */
@@ -53,6 +56,8 @@ struct copy {
     uint64_t rows, estimate;   /* written; in the collection when it began */
     uint64_t run_rows, run_ms; /* rows, and since when, of this process */
     uint64_t limit;            /* rows of a page */
+    uint64_t short_rows;
+    char *short_range;         /* expression of the last page, which was short; NULL: it was not */
     struct page page, writing;
     struct rows_call *query;
     struct sink_call *write;
@@ -133,6 +138,7 @@ void copy_free(struct coll *c)
     page_release(&p->writing);
     free(p->read.after);
     free(p->done.after);
+    free(p->short_range);
     free(p->ends);
     free(p);
 }
@@ -265,6 +271,8 @@ static void query_failed(struct copy *p, const struct err *err)
     }
     if (err->code == ERR_NOT_FOUND)
         e.cls = ERRC_RETRY; /* etcd's news will tell */
+    if (p->limit > MIN_ROWS)
+        p->limit /= 2; /* it may have been too much */
     fail(p, &e, "reading");
 }
 
@@ -274,6 +282,48 @@ static void adapt(struct copy *p, size_t bytes, uint64_t rows)
     uint64_t want = (uint64_t)PAGE_BYTES * rows / (bytes ? bytes : 1);
 
     p->limit = want < MIN_ROWS ? MIN_ROWS : want > MAX_ROWS ? MAX_ROWS : want;
+}
+
+/* Of the range of a short page: without equal keys in it nothing was cut off, and the partition is over. */
+static void on_short_counted(void *arg, const struct err *err, const struct rows_page *page)
+{
+    struct copy *p = arg;
+
+    p->query = NULL;
+    if (err) {
+        query_failed(p, err);
+        return;
+    }
+    xfree(&p->short_range);
+    if (msg_page_count(page->data, page->len) <= p->short_rows)
+        next_part(p);
+    copy_step(p);
+}
+
+static char *key_expr(const struct copy *p)
+{
+    const struct coll *c = p->coll;
+
+    if (p->read.after)
+        return xasprintf("%s > %s", c->pk_name, p->read.after);
+    /* an empty expression is not allowed with a limit by every version: all keys */
+    return c->pk_is_string ? xasprintf("%s >= \"\"", c->pk_name) : xasprintf("%s >= %" PRId64, c->pk_name, INT64_MIN + 1);
+}
+
+static void take_page(struct copy *p, struct msg_columns *columns, size_t bytes, const char *last)
+{
+    uint64_t rows = msg_columns_rows(columns);
+    char *expr = key_expr(p);
+
+    if (rows < p->limit) {
+        p->short_range = xasprintf("%s and %s <= %s", expr, p->coll->pk_name, last);
+        p->short_rows = rows;
+    }
+    free(expr);
+    adapt(p, bytes, rows);
+    p->page.columns = columns;
+    cursor_set(&p->page.end, p->read.part, last);
+    cursor_set(&p->read, p->read.part, last);
 }
 
 static void on_page(void *arg, const struct err *err, const struct rows_page *page)
@@ -300,29 +350,29 @@ static void on_page(void *arg, const struct err *err, const struct rows_page *pa
         msg_columns_free(columns);
         next_part(p);
     } else {
-        adapt(p, page->len, msg_columns_rows(columns));
-        p->page.columns = columns;
-        cursor_set(&p->page.end, p->read.part, last);
-        cursor_set(&p->read, p->read.part, last);
+        take_page(p, columns, page->len, last);
     }
     free(last);
     copy_step(p);
 }
 
-static char *key_expr(const struct copy *p)
+static void ask(struct copy *p, const char *part, const char *expr, const char *output, rows_fn done)
 {
     const struct coll *c = p->coll;
+    struct rows_port *rows = c->task->o.rows;
 
-    if (p->read.after)
-        return xasprintf("%s > %s", c->pk_name, p->read.after);
-    /* an empty expression is not allowed with a limit by every version: all keys */
-    return c->pk_is_string ? xasprintf("%s >= \"\"", c->pk_name) : xasprintf("%s >= %" PRId64, c->pk_name, INT64_MIN + 1);
+    p->query = rows->ops->query(rows,
+                                &(struct rows_query){.db = c->db,
+                                                     .collection = c->name,
+                                                     .partition = part,
+                                                     .expr = expr,
+                                                     .output = output,
+                                                     .limit = *output == '*' ? p->limit : 0},
+                                done, p);
 }
 
 static void read_page(struct copy *p)
 {
-    struct coll *c = p->coll;
-    struct rows_port *rows = c->task->o.rows;
     const char *name;
     int64_t id;
     char *expr;
@@ -331,17 +381,16 @@ static void read_page(struct copy *p)
         p->read_over = true;
         return;
     }
-    if (id != p->read.part)
+    if (id != p->read.part) {
+        xfree(&p->short_range);
         cursor_set(&p->read, id, NULL);
+    }
+    if (p->short_range) {
+        ask(p, name, p->short_range, "count(*)", on_short_counted);
+        return;
+    }
     expr = key_expr(p);
-    p->query = rows->ops->query(rows,
-                                &(struct rows_query){.db = c->db,
-                                                     .collection = c->name,
-                                                     .partition = name,
-                                                     .expr = expr,
-                                                     .output = "*",
-                                                     .limit = p->limit},
-                                on_page, p);
+    ask(p, name, expr, "*", on_page);
     free(expr);
 }
 
@@ -361,15 +410,6 @@ static void on_count(void *arg, const struct err *err, const struct rows_page *p
     log_info("repl", "copying a collection", KS("task", p->coll->task->o.id), KS("db", p->coll->db),
              KS("collection", p->coll->name), KU("rows", p->estimate));
     copy_step(p);
-}
-
-static void count_rows(struct copy *p)
-{
-    struct coll *c = p->coll;
-    struct rows_port *rows = c->task->o.rows;
-
-    p->query = rows->ops->query(
-        rows, &(struct rows_query){.db = c->db, .collection = c->name, .expr = "", .output = "count(*)"}, on_count, p);
 }
 
 /* ---- writing ------------------------------------------------------------------------------------------- */
@@ -530,7 +570,7 @@ static void copy_step(struct copy *p)
     switch (p->step) {
     case COPY_COUNT:
         if (!p->query)
-            count_rows(p);
+            ask(p, NULL, "", "count(*)", on_count);
         return;
     case COPY_ROWS:
         rows_step(p);
