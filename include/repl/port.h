@@ -198,8 +198,11 @@ struct rows_query {
     const char *partition; /* NULL: all */
     const char *expr;
     const char *output;    /* "*" (every column), the name of one, or "count(*)" */
-    uint64_t limit;        /* most rows of the answer, those of the smallest keys; fewer may come though there are more.
-                              0: no limit */
+    uint64_t limit;        /* most rows of the answer, those of the smallest keys; 0: no limit. When a part of the source
+                              has that many with equal keys among them, which count as one, rows behind them may be
+                              missing before the last one */
+    bool careful;          /* with a limit: none is missing before the last one, but fewer may come than there are */
+    bool eventual;         /* may see a state that is a little older */
 };
 /* An encoded answer: its columns are FieldData with tag 2. No columns: no row. */
 struct rows_page {
@@ -212,7 +215,7 @@ struct rows_call;
 typedef void (*rows_fn)(void *arg, const struct err *err, const struct rows_page *page);
 
 struct rows_ops {
-    /* Sees everything that was written before the call. ERR_STATE (RETRY): the collection is not loaded;
+    /* Sees everything that was written before the call, if not eventual. ERR_STATE (RETRY): the collection is not loaded;
      * ERR_NOT_FOUND: it, or the partition, is not there. No retry inside. */
     struct rows_call *(*query)(struct rows_port *p, const struct rows_query *q, rows_fn done, void *arg);
     /* Loads a collection (or releases it); done comes when that has begun. page has nothing. */

@@ -23,6 +23,7 @@ enum {
     REQ_PARTITIONS = 6,
     REQ_PARAMS = 9,
     REQ_CONSISTENCY = 11, /* 0: Strong, which proto3 leaves out */
+    EVENTUALLY = 3,
     PAIR_KEY = 1,
     PAIR_VALUE = 2,
 };
@@ -60,13 +61,14 @@ static void add_query(struct pb_out *o, const struct rows_query *q)
     pb_out_str(o, REQ_OUTPUT, q->output);
     if (q->partition)
         pb_out_str(o, REQ_PARTITIONS, q->partition);
+    if (q->eventual)
+        pb_out_u64(o, REQ_CONSISTENCY, EVENTUALLY);
     if (!q->limit)
         return;
     snprintf(limit, sizeof(limit), "%llu", (unsigned long long)q->limit);
     add_param(o, "limit", limit);
-    /* A segment that has given its share ends the page: else keys behind its last one would be missing in it. */
-    add_param(o, "reduce_stop_for_best", "True");
-    add_param(o, "iterator", "True");
+    if (q->careful) /* a segment that has given its share ends the page, also when it has no more */
+        add_param(o, "reduce_stop_for_best", "True");
 }
 
 static struct evbuffer *body_of(struct pb_out *take)

@@ -8,8 +8,9 @@
  * Partition by partition, in the order of keys. A page is read while the one before it is written, so two are in memory.
  * Pages may come twice, after a crash or an error: that does no harm.
  *
- * A page with fewer rows than asked for is the last one, or rows written meanwhile with rising keys would keep us here for
- * ever; but rows of equal keys count as one in a page, and may have made it short. So a count of the same range decides.
+ * A page with fewer rows than asked for is the last one; else rows written meanwhile with rising keys would keep us here for
+ * ever. But rows of equal keys (which users can make by Insert) are one row of a page, and may hide others of the same
+ * segment. So the rows in the page's range are counted, and a page that may lack some is read again, carefully.
  */
 #include "repl/priv.h"
 
@@ -55,9 +56,10 @@ struct copy {
     struct cursor read, done;  /* of the next page; of what is on the target */
     uint64_t rows, estimate;   /* written; in the collection when it began */
     uint64_t run_rows, run_ms; /* rows, and since when, of this process */
-    uint64_t limit;            /* rows of a page */
-    uint64_t short_rows;
-    char *short_range;         /* expression of the last page, which was short; NULL: it was not */
+    uint64_t limit, asked;     /* rows of the next page; of the one that was seen */
+    struct page seen;          /* read, and not counted yet */
+    bool careful, told_equal;  /* the next page may have equal keys that hide others; that was told */
+    bool as_it_is;             /* the careful way gave nothing */
     struct page page, writing;
     struct rows_call *query;
     struct sink_call *write;
@@ -134,11 +136,11 @@ void copy_free(struct coll *c)
     for (size_t i = 0; p->ends && i < c->n_shards; i++)
         t->o.wal->ops->end_cancel(t->o.wal, &p->ends[i]);
     timer_release(&p->retry);
+    page_release(&p->seen);
     page_release(&p->page);
     page_release(&p->writing);
     free(p->read.after);
     free(p->done.after);
-    free(p->short_range);
     free(p->ends);
     free(p);
 }
@@ -284,22 +286,6 @@ static void adapt(struct copy *p, size_t bytes, uint64_t rows)
     p->limit = want < MIN_ROWS ? MIN_ROWS : want > MAX_ROWS ? MAX_ROWS : want;
 }
 
-/* Of the range of a short page: without equal keys in it nothing was cut off, and the partition is over. */
-static void on_short_counted(void *arg, const struct err *err, const struct rows_page *page)
-{
-    struct copy *p = arg;
-
-    p->query = NULL;
-    if (err) {
-        query_failed(p, err);
-        return;
-    }
-    xfree(&p->short_range);
-    if (msg_page_count(page->data, page->len) <= p->short_rows)
-        next_part(p);
-    copy_step(p);
-}
-
 static char *key_expr(const struct copy *p)
 {
     const struct coll *c = p->coll;
@@ -310,26 +296,51 @@ static char *key_expr(const struct copy *p)
     return c->pk_is_string ? xasprintf("%s >= \"\"", c->pk_name) : xasprintf("%s >= %" PRId64, c->pk_name, INT64_MIN + 1);
 }
 
-static void take_page(struct copy *p, struct msg_columns *columns, size_t bytes, const char *last)
+/* The page that was seen is complete. */
+static void take_page(struct copy *p, bool last)
 {
-    uint64_t rows = msg_columns_rows(columns);
-    char *expr = key_expr(p);
+    p->page = p->seen;
+    p->seen = (struct page){0};
+    p->careful = p->as_it_is = false;
+    cursor_set(&p->read, p->page.end.part, p->page.end.after);
+    if (last)
+        next_part(p);
+}
 
-    if (rows < p->limit) {
-        p->short_range = xasprintf("%s and %s <= %s", expr, p->coll->pk_name, last);
-        p->short_rows = rows;
+static void read_carefully(struct copy *p)
+{
+    const struct coll *c = p->coll;
+
+    if (!p->told_equal)
+        log_warn("repl", "keys are not unique on the source: they are copied as one row each, and slowly",
+                 KS("task", c->task->o.id), KS("db", c->db), KS("collection", c->name));
+    p->told_equal = p->careful = true;
+    page_release(&p->seen);
+}
+
+/* Of the seen page's range. */
+static void on_counted(void *arg, const struct err *err, const struct rows_page *page)
+{
+    struct copy *p = arg;
+    uint64_t rows = msg_columns_rows(p->seen.columns), n;
+
+    p->query = NULL;
+    if (err) {
+        page_release(&p->seen);
+        query_failed(p, err);
+        return;
     }
-    free(expr);
-    adapt(p, bytes, rows);
-    p->page.columns = columns;
-    cursor_set(&p->page.end, p->read.part, last);
-    cursor_set(&p->read, p->read.part, last);
+    n = msg_page_count(page->data, page->len);
+    if (n > rows && n >= p->asked && !p->as_it_is)
+        read_carefully(p);
+    else
+        take_page(p, rows < p->asked);
+    copy_step(p);
 }
 
 static void on_page(void *arg, const struct err *err, const struct rows_page *page)
 {
     struct copy *p = arg;
-    struct msg_columns *columns;
     char *last = NULL;
     struct err e;
 
@@ -340,17 +351,23 @@ static void on_page(void *arg, const struct err *err, const struct rows_page *pa
     }
     went_well(p);
     p->loading = false;
-    columns = msg_columns_new();
-    if (msg_columns_add_page(columns, page->buf, page->data, page->len, p->coll->pk_name, &last, &e)) {
-        msg_columns_free(columns);
+    p->seen.columns = msg_columns_new();
+    if (msg_columns_add_page(p->seen.columns, page->buf, page->data, page->len, p->coll->pk_name, &last, &e)) {
+        page_release(&p->seen);
         fail(p, &e, "reading");
         return;
     }
-    if (msg_columns_rows(columns) == 0) {
-        msg_columns_free(columns);
-        next_part(p);
+    if (msg_columns_rows(p->seen.columns) == 0) {
+        page_release(&p->seen);
+        if (!p->careful)
+            next_part(p);
+        p->as_it_is = p->careful;
+        p->careful = false;
     } else {
-        take_page(p, columns, page->len, last);
+        adapt(p, page->len, msg_columns_rows(p->seen.columns));
+        cursor_set(&p->seen.end, p->read.part, last);
+        if (p->careful)
+            take_page(p, false);
     }
     free(last);
     copy_step(p);
@@ -367,8 +384,19 @@ static void ask(struct copy *p, const char *part, const char *expr, const char *
                                                      .partition = part,
                                                      .expr = expr,
                                                      .output = output,
-                                                     .limit = *output == '*' ? p->limit : 0},
+                                                     .limit = *output == '*' ? p->limit : 0,
+                                                     .careful = p->careful,
+                                                     .eventual = *output != '*'},
                                 done, p);
+}
+
+static void count_seen(struct copy *p, const char *part)
+{
+    char *from = key_expr(p), *expr = xasprintf("%s and %s <= %s", from, p->coll->pk_name, p->seen.end.after);
+
+    ask(p, part, expr, "count(*)", on_counted);
+    free(expr);
+    free(from);
 }
 
 static void read_page(struct copy *p)
@@ -382,13 +410,15 @@ static void read_page(struct copy *p)
         return;
     }
     if (id != p->read.part) {
-        xfree(&p->short_range);
+        page_release(&p->seen);
+        p->careful = false;
         cursor_set(&p->read, id, NULL);
     }
-    if (p->short_range) {
-        ask(p, name, p->short_range, "count(*)", on_short_counted);
+    if (p->seen.columns) {
+        count_seen(p, name);
         return;
     }
+    p->asked = p->limit;
     expr = key_expr(p);
     ask(p, name, expr, "*", on_page);
     free(expr);
