@@ -127,8 +127,8 @@ struct source {
 struct fields {
     Pb__FieldSchema f[FIELDS_MAX], *list[FIELDS_MAX];
     Pb__KeyValuePair params[FIELDS_MAX][2], *param_list[FIELDS_MAX][2];
-    uint8_t yes;
-    ProtobufCMessageUnknownField nullable;
+    uint8_t yes, default_value[3];
+    ProtobufCMessageUnknownField unknown;
 };
 
 static void add_param(struct fields *s, size_t i, const char *key, const char *value)
@@ -158,12 +158,15 @@ static void fill_field(struct fields *s, size_t i, const struct def *d)
         add_param(s, i, "max_length", "2000");
     if (d->type == ARRAY)
         add_param(s, i, "max_capacity", "10");
-    if (d->nullable) {
-        s->yes = 1;
-        s->nullable = (ProtobufCMessageUnknownField){.tag = 15, .len = 1, .data = &s->yes};
-        f->base.n_unknown_fields = 1;
-        f->base.unknown_fields = &s->nullable;
-    }
+    if (!d->nullable && !d->with_default)
+        return;
+    f->base.n_unknown_fields = 1;
+    f->base.unknown_fields = &s->unknown;
+    s->yes = 1;
+    memcpy(s->default_value, "\x02\x18\x07", 3); /* {long_data 7} */
+    s->unknown = d->nullable ? (ProtobufCMessageUnknownField){.tag = 15, .len = 1, .data = &s->yes}
+                             : (ProtobufCMessageUnknownField){.tag = 11, .wire_type = 2, .len = 3,
+                                                              .data = s->default_value};
 }
 
 /* With a `$meta` among the columns: a dynamic field. */
@@ -364,6 +367,9 @@ static struct outcome write_rows(const struct source *s, enum sink_write_kind ki
     struct evbuffer *body = evbuffer_new();
     uint64_t rows = to - from;
 
+    for (size_t i = 0; i < s->n; i++)
+        if (s->defs[i].with_default)
+            msg_columns_defaults(c, &(const int64_t){100 + (int64_t)i}, 1);
     for (size_t step; from < to; from += step) {
         step = (to - from + 2) / 3;
         add_message(c, insert_message(s, from, from + step));
@@ -840,7 +846,8 @@ static void test_other_types(void **state)
                                       {.name = "sparse", .type = SPARSE_VECTOR},
                                       {.name = "bytes", .type = INT8_VECTOR},
                                       {.name = "nullable_text", .type = VARCHAR, .nullable = true},
-                                      {.name = "nullable_number", .type = INT64, .nullable = true}};
+                                      {.name = "nullable_number", .type = INT64, .nullable = true},
+                                      {.name = "number_with_default", .type = INT64, .with_default = true}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(defs) / sizeof(*defs); i++)
