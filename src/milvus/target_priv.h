@@ -38,6 +38,7 @@ enum {
 /* Status codes (milvus pkg/util/merr). */
 enum {
     MERR_NOT_READY = 1,
+    MERR_LITE_INDEX_EXISTS = 35, /* Milvus Lite only */
     MERR_UNIMPLEMENTED = 10,
     MERR_COLLECTION_NOT_FOUND = 100,
     MERR_PARTITION_NOT_FOUND = 200,

@@ -393,6 +393,27 @@ static void test_plain_ids_may_be_missing(void **state)
     assert_true(o.failed && o.err.code == ERR_PROTO);
 }
 
+/* Milvus Lite releases only whole collections. */
+static void test_plain_drops_a_loaded_partition(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct outcome o = {0};
+
+        script_status("DropPartition", true, 6, "partition cannot be dropped while the collection is loaded");
+        script_raw("ReleasePartitions", "12", "not here");
+        script_status("ReleaseCollection", true, 0, "");
+        script_status("DropPartition", true, 0, "");
+        if (i == 0)
+            script_status("LoadCollection", true, 0, "");
+        else
+            script_raw("LoadCollection", "12", "not here");
+        fx.sink->ops->drop_partition(fx.sink, "tdb", "c1", "p1", 5, on_done, &o);
+        wait_for(&o);
+        assert_false(o.failed);
+    }
+}
+
 static void test_plain_operations_may_be_missing(void **state)
 {
     static const struct {
@@ -414,6 +435,8 @@ static void test_plain_operations_may_be_missing(void **state)
         if (o.failed)
             assert_true(o.err.code == ERR_UNSUPPORTED && o.err.cls == ERRC_USER);
     }
+    script_status("CreateIndex", true, 35, "index already exists for field 'vec'; call drop_index first"); /* Lite */
+    assert_false(apply(OP_CREATE_INDEX).failed);
 }
 
 /* ---- rows ------------------------------------------------------------------------------------- */
@@ -604,6 +627,7 @@ int main(void)
         on_plain(test_plain_what_the_target_does_not_know_is_named),
         on_plain(test_plain_ids_may_be_missing),
         on_plain(test_plain_operations_have_no_base),
+        on_plain(test_plain_drops_a_loaded_partition),
         on_plain(test_plain_operations_may_be_missing),
         on_plain(test_plain_write_requests),
         on_plain(test_plain_all_rows_must_be_taken),
