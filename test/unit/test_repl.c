@@ -987,7 +987,8 @@ static uint64_t s_generation(struct sink *s)
     (void)s;
     return sink_gen;
 }
-static const struct sink_ops s_ops = {s_ensure, s_db, s_drop, s_drop_part, s_apply, s_replicate, s_cancel, s_generation};
+static const struct sink_ops s_ops = {s_ensure, s_db, s_drop,   s_drop_part, s_apply, s_replicate,
+                                      NULL,     s_cancel, s_generation};
 static struct sink sink = {&s_ops};
 
 /* ---- store ------------------------------------------------------------------------------------------------------- */
