@@ -99,10 +99,16 @@ int msg_append_delete_of_insert(const struct msg_head *head, struct buf *src, co
  * type, dynamic field) comes once, with one tag and the summed length. RowID and Timestamp are left out.
  *
  * Rows of a nullable column: the WAL has a placeholder where a row is null, the API wants only the values that exist;
- * those columns are copied without the placeholders.
+ * those columns are copied without the placeholders.  Values that the WAL has in another form than the API takes
+ * (geometry, times, structs) are refused.
  */
 struct msg_columns;
 struct msg_columns *msg_columns_new(void); /* never NULL */
+/*
+ * For columns with a default value (src_collection.default_ids; copied) the API wants to be told of each row that it
+ * has a value (valid_data), which the WAL leaves out. Before the first message is added.
+ */
+void msg_columns_defaults(struct msg_columns *c, const int64_t *field_ids, size_t n);
 /*
  * Adds an Insert; keeps references to src. Nothing was added when it fails:
  *   ERR_PROTO (DATA)    no Insert with columns, or a column of a kind that is not known here; the text names it

@@ -155,6 +155,8 @@ struct src_collection {
     /* For the public API: the key's name (NULL: not known), and whether partitions are not named there. */
     char *pk_name;
     bool has_partition_key;
+    int64_t *default_ids; /* fields with a default value: see msg_columns_defaults() */
+    size_t n_default_ids;
     void *impl; /* catalog's own: decoded schema, for the sink's create and compare (milvus/catalog.h) */
 };
 

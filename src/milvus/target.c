@@ -194,6 +194,7 @@ struct sink_call *target_drop_collection(struct sink *s, const char *db, const c
 /*
  * A partition is dropped; when the target has it loaded, it is released first. The source refuses that drop too, so a user
  * released, dropped and loaded again; release and load come over another channel, and the load may be here already.
+ * Milvus Lite cannot release one partition: there the collection is released, and loaded again.
  */
 struct drop_part {
     struct sink_call call;
@@ -201,7 +202,7 @@ struct drop_part {
     void *arg;
     char *db, *collection, *partition;
     uint64_t tt;
-    bool released;
+    bool released, reload; /* reload: the whole collection was released */
 };
 
 static struct drop_part *drop_part_of(struct sink_call *c)
@@ -242,14 +243,39 @@ static void drop_part_send(struct drop_part *d, const char *method, answer_fn fn
     call_send(&d->call, method, ANSWER_STATUS, d->db, &req.base, fn);
 }
 
+/* Release or load of the whole collection. */
+static void drop_part_send_collection(struct drop_part *d, const char *method, answer_fn fn)
+{
+    Pb__CollectionRequest req = PB__COLLECTION_REQUEST__INIT;
+
+    req.db_name = d->db;
+    req.collection_name = d->collection;
+    call_send(&d->call, method, ANSWER_STATUS, d->db, &req.base, fn);
+}
+
 static void on_part_dropped(struct sink_call *c, const struct answer *a);
 
 static void on_part_released(struct sink_call *c, const struct answer *a)
 {
-    if (!a->ok)
+    struct drop_part *d = drop_part_of(c);
+
+    if (a->ok) {
+        drop_part_send(d, "DropPartition", on_part_dropped);
+    } else if (a->err.code == ERR_UNSUPPORTED && c->target->mode == TARGET_PLAIN && !d->reload) {
+        d->reload = true;
+        drop_part_send_collection(d, "ReleaseCollection", on_part_released);
+    } else {
         drop_part_done(c, &a->err);
-    else
-        drop_part_send(drop_part_of(c), "DropPartition", on_part_dropped);
+    }
+}
+
+/* The partition is gone in any case. */
+static void on_reloaded(struct sink_call *c, const struct answer *a)
+{
+    if (!a->ok)
+        log_warn("target", "a collection was released to drop a partition and could not be loaded again",
+                 KS("target", c->target->address), KS("partition", c->object), KS("error", a->err.text));
+    drop_part_done(c, NULL);
 }
 
 static void on_part_dropped(struct sink_call *c, const struct answer *a)
@@ -262,7 +288,10 @@ static void on_part_dropped(struct sink_call *c, const struct answer *a)
         drop_part_send(d, "ReleasePartitions", on_part_released);
         return;
     }
-    drop_part_done(c, a->ok || absent ? NULL : &a->err);
+    if (d->reload && (a->ok || absent))
+        drop_part_send_collection(d, "LoadCollection", on_reloaded);
+    else
+        drop_part_done(c, a->ok || absent ? NULL : &a->err);
 }
 
 static void drop_part_skip(struct sink_call *c)

@@ -506,6 +506,8 @@ static int take_schema(struct ensure *e, const struct src_collection *c, struct 
     if (!e->schema)
         return err_set(err, ERR_PROTO, ERRC_DATA, "collection %s.%s: its schema cannot be parsed", c->db_name,
                        c->name);
+    if (is_plain(e) && target_schema_check_types(e->schema, err))
+        return err_wrap(err, "collection %s.%s", c->db_name, c->name);
     e->partition_key = target_schema_has_partition_key(e->schema);
     if (e->schema->name != protobuf_c_empty_string)
         free(e->schema->name);

@@ -281,6 +281,8 @@ static bool is_done_already(const struct rule *r, const struct answer *a)
         return false;
     if (r->type == OP_CREATE_DATABASE)
         return strstr(a->err.text, "already exist") != NULL;
+    if (r->type == OP_CREATE_INDEX && a->milvus_code == MERR_LITE_INDEX_EXISTS)
+        return true; /* it does not look whether it is the same one */
     return r->absent_is_done && a->err.code == ERR_NOT_FOUND;
 }
 

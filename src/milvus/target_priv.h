@@ -38,6 +38,7 @@ enum {
 /* Status codes (milvus pkg/util/merr). */
 enum {
     MERR_NOT_READY = 1,
+    MERR_LITE_INDEX_EXISTS = 35, /* Milvus Lite only */
     MERR_UNIMPLEMENTED = 10,
     MERR_COLLECTION_NOT_FOUND = 100,
     MERR_PARTITION_NOT_FOUND = 200,
@@ -165,6 +166,9 @@ int target_schema_compare_plain(const Pb__CollectionSchema *source, const Pb__Co
 /* A function that the source has run already when it writes the row: its output cannot be written again. ERR_UNSUPPORTED
  * (USER) names it. schema: encoded. */
 int target_schema_check_functions(const uint8_t *schema, size_t len, struct err *err);
+/* Kinds of fields whose values the WAL has in another form than the public API takes (geometry, times, structs), or that
+ * are not known here: ERR_UNSUPPORTED (USER) names the field. */
+int target_schema_check_types(const Pb__CollectionSchema *s, struct err *err);
 /*
  * Kinds of fields that came with a later version: servers of an earlier one make the collection, but cannot write it.
  * needs: there is one, so that the version must be asked for.  check: ERR_UNSUPPORTED (USER) names field and version; a

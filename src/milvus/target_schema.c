@@ -11,7 +11,7 @@
 
 /* milvus schema.proto */
 enum { FIRST_USER_FIELD = 100, FIELD_NULLABLE = 15, FIELD_FUNCTION_OUTPUT = 16 };
-enum { SCHEMA_FUNCTIONS = 7, FUNCTION_NAME = 1, FUNCTION_TYPE = 4, FUNCTION_BM25 = 1 };
+enum { SCHEMA_FUNCTIONS = 7, SCHEMA_STRUCT_ARRAYS = 9, FUNCTION_NAME = 1, FUNCTION_TYPE = 4, FUNCTION_BM25 = 1 };
 
 static const char *type_name(int32_t type, char *buf, size_t size)
 {
@@ -22,7 +22,8 @@ static const char *type_name(int32_t type, char *buf, size_t size)
                  {5, "Int64"},        {10, "Float"},         {11, "Double"},        {20, "String"},
                  {21, "VarChar"},     {22, "Array"},         {23, "JSON"},          {100, "BinaryVector"},
                  {101, "FloatVector"}, {102, "Float16Vector"}, {103, "BFloat16Vector"}, {104, "SparseFloatVector"},
-                 {105, "Int8Vector"}, {0, "none"}};
+                 {105, "Int8Vector"}, {24, "Geometry"},      {25, "Text"},           {26, "Timestamptz"},
+                 {106, "ArrayOfVector"}, {200, "ArrayOfStruct"}, {0, "none"}};
 
     for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
         if (names[i].type == type)
@@ -206,6 +207,33 @@ int target_schema_compare_plain(const Pb__CollectionSchema *source, const Pb__Co
     return rc ? rc
               : flag_differs(err, "$meta", "the dynamic field", source->enable_dynamic_field,
                              target->enable_dynamic_field);
+}
+
+static bool same_on_both_ways(int32_t type)
+{
+    return (type >= 1 && type <= 5) || type == 10 || type == 11 || (type >= 20 && type <= 23) || type == 25 ||
+           (type >= 100 && type <= 105);
+}
+
+static int type_unsupported(struct err *err, const char *name, const char *type)
+{
+    return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
+                   "field `%s`: %s cannot be written through the public API as the source keeps it. Exclude the "
+                   "collection or use a standby as the target",
+                   name, type);
+}
+
+int target_schema_check_types(const Pb__CollectionSchema *s, struct err *err)
+{
+    char name[24];
+
+    for (size_t i = 0; i < s->n_fields; i++)
+        if (!same_on_both_ways(s->fields[i]->data_type))
+            return type_unsupported(err, s->fields[i]->name, type_name(s->fields[i]->data_type, name, sizeof(name)));
+    for (size_t i = 0; i < s->base.n_unknown_fields; i++)
+        if (s->base.unknown_fields[i].tag == SCHEMA_STRUCT_ARRAYS)
+            return type_unsupported(err, "(array of structs)", "an array of structs");
+    return 0;
 }
 
 /* Release notes of Milvus; seen on 2.3.5, which makes all of them and writes only Float16Vector. */

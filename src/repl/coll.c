@@ -902,6 +902,16 @@ void coll_update(struct coll *c, const struct src_collection *sc)
     coll_kick(c);
 }
 
+struct msg_columns *coll_columns(const struct coll *c)
+{
+    const struct src_collection *sc = c->task->o.catalog->ops->get(c->task->o.catalog, c->id);
+    struct msg_columns *columns = msg_columns_new();
+
+    if (sc)
+        msg_columns_defaults(columns, sc->default_ids, sc->n_default_ids);
+    return columns;
+}
+
 bool coll_verified(const struct coll *c)
 {
     const struct sink *s = c->task->o.hub->sink;

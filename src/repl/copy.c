@@ -351,7 +351,7 @@ static void on_page(void *arg, const struct err *err, const struct rows_page *pa
     }
     went_well(p);
     p->loading = false;
-    p->seen.columns = msg_columns_new();
+    p->seen.columns = coll_columns(p->coll);
     if (msg_columns_add_page(p->seen.columns, page->buf, page->data, page->len, p->coll->pk_name, &last, &e)) {
         page_release(&p->seen);
         fail(p, &e, "reading");

@@ -17,9 +17,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { REQUEST_F_FIELDS_DATA = 5 };                                   /* InsertRequest, UpsertRequest */
-enum { VECTOR_F_DIM = 1, VECTOR_F_SPARSE = 6, VECTOR_F_INT8 = 7 };    /* schema.proto VectorField */
-enum { SPARSE_F_DIM = 2 };                                            /* SparseFloatArray */
+enum { REQUEST_F_FIELDS_DATA = 5 };                                /* InsertRequest, UpsertRequest */
+enum { VECTOR_F_DIM = 1, VECTOR_F_SPARSE = 6, VECTOR_F_INT8 = 7 }; /* schema.proto VectorField */
+enum { SPARSE_F_DIM = 2 };                                         /* SparseFloatArray */
+/* Behind it are geometry, times and more: the API takes texts where the WAL has what was made of them. */
+enum { SCALAR_F_JSON = 9 };
 enum { FIRST_USER_FIELD = 100, COLUMNS_MAX = 1024, NAME_SHOWN_MAX = 64 };
 
 /* The values of one column, message by message. */
@@ -37,6 +39,7 @@ struct column {
     struct msg_column like; /* what all pieces have in common; borrows from the first message */
     struct pb_out what;     /* that, encoded */
     struct parts values, valid;
+    bool defaults; /* all rows are valid, and that must be said */
     uint64_t dim, sparse_dim;
     unsigned turn; /* of the last message that has it */
 };
@@ -45,6 +48,8 @@ struct msg_columns {
     struct column *v;
     size_t n, cap;
     uint64_t rows;
+    int64_t *defaults;
+    size_t n_defaults;
     struct buf **srcs; /* all that values point into */
     size_t n_srcs, cap_srcs;
     unsigned turn;
@@ -69,8 +74,8 @@ static const char *scan_array(struct msg_column *p, const struct pb_field *f)
     p->array = f->num;
     p->data = f->data;
     p->len = f->len;
-    if (p->kind == FIELD_F_VECTORS && f->num > VECTOR_F_INT8)
-        return "has vectors of a kind that is not known here";
+    if (f->num > (p->kind == FIELD_F_VECTORS ? VECTOR_F_INT8 : SCALAR_F_JSON))
+        return "has values of a kind that is not known here";
     return NULL;
 }
 
@@ -268,6 +273,14 @@ static bool same_kind(const struct msg_column *a, const struct msg_column *b)
            a->array == b->array && !a->valid == !b->valid && (a->dim == b->dim || msg_column_is_sparse(a));
 }
 
+static bool has_default(const struct msg_columns *c, const struct msg_column *p)
+{
+    for (size_t i = 0; i < c->n_defaults; i++)
+        if ((uint64_t)c->defaults[i] == p->id)
+            return !p->valid; /* else it says so itself */
+    return false;
+}
+
 static void make_columns(struct msg_columns *c)
 {
     for (size_t i = 0; i < c->n_pieces; i++) {
@@ -276,7 +289,7 @@ static void make_columns(struct msg_columns *c)
 
         c->v = grow(c->v, c->n, &c->cap, sizeof(*c->v));
         col = &c->v[c->n++];
-        *col = (struct column){.like = *p};
+        *col = (struct column){.like = *p, .defaults = has_default(c, p)};
         pb_out_u64(&col->what, FIELD_F_TYPE, p->type);
         pb_out_bytes(&col->what, FIELD_F_NAME, p->name, p->name_len);
         pb_out_u64(&col->what, FIELD_F_ID, p->id);
@@ -414,7 +427,7 @@ int msg_columns_add_page(struct msg_columns *c, struct buf *src, const uint8_t *
 
 /* Lengths of the contents, from the inside to the outside. */
 struct lengths {
-    size_t array, kind, body;
+    size_t array, kind, valid, body;
 };
 
 static size_t field_len(uint32_t num, size_t len)
@@ -427,14 +440,14 @@ static size_t number_len(uint32_t num, uint64_t v)
     return v ? pb_varint_len((uint64_t)num << 3) + pb_varint_len(v) : 0;
 }
 
-static struct lengths measure(const struct column *c)
+static struct lengths measure(const struct msg_columns *cs, const struct column *c)
 {
     struct lengths l;
 
     l.array = c->values.bytes + number_len(SPARSE_F_DIM, c->sparse_dim);
     l.kind = number_len(VECTOR_F_DIM, c->dim) + field_len(c->like.array, l.array);
-    l.body = c->what.len + (c->valid.bytes ? field_len(FIELD_F_VALID, c->valid.bytes) : 0) +
-             field_len(c->like.kind, l.kind);
+    l.valid = c->defaults ? cs->rows : c->valid.bytes; /* a byte per row */
+    l.body = c->what.len + (l.valid ? field_len(FIELD_F_VALID, l.valid) : 0) + field_len(c->like.kind, l.kind);
     return l;
 }
 
@@ -462,16 +475,29 @@ static bool write_parts(const struct parts *p, struct evbuffer *out)
     return ok;
 }
 
-static bool write_column(const struct column *c, struct pb_out *o, struct evbuffer *out)
+static bool write_valid(const struct column *c, size_t len, struct evbuffer *out)
 {
-    struct lengths l = measure(c);
+    struct evbuffer_iovec v;
+
+    if (!c->defaults)
+        return write_parts(&c->valid, out);
+    if (evbuffer_reserve_space(out, (ssize_t)len, &v, 1) != 1)
+        return false;
+    memset(v.iov_base, 1, len);
+    v.iov_len = len;
+    return evbuffer_commit_space(out, &v, 1) == 0;
+}
+
+static bool write_column(const struct msg_columns *cs, const struct column *c, struct pb_out *o, struct evbuffer *out)
+{
+    struct lengths l = measure(cs, c);
     bool ok = true;
 
     open_field(o, REQUEST_F_FIELDS_DATA, l.body);
     pb_out_raw(o, c->what.data, c->what.len);
-    if (c->valid.bytes) {
-        open_field(o, FIELD_F_VALID, c->valid.bytes);
-        ok = write_out(o, out) && write_parts(&c->valid, out);
+    if (l.valid) {
+        open_field(o, FIELD_F_VALID, l.valid);
+        ok = write_out(o, out) && write_valid(c, l.valid, out);
     }
     open_field(o, c->like.kind, l.kind);
     pb_out_u64(o, VECTOR_F_DIM, c->dim);
@@ -487,7 +513,7 @@ bool msg_columns_write(const struct msg_columns *c, struct evbuffer *out)
     bool ok = true;
 
     for (size_t i = 0; i < c->n && ok; i++)
-        ok = write_column(&c->v[i], &o, out);
+        ok = write_column(c, &c->v[i], &o, out);
     pb_out_release(&o);
     return ok;
 }
@@ -497,7 +523,7 @@ size_t msg_columns_bytes(const struct msg_columns *c)
     size_t n = 0;
 
     for (size_t i = 0; i < c->n; i++)
-        n += field_len(REQUEST_F_FIELDS_DATA, measure(&c->v[i]).body);
+        n += field_len(REQUEST_F_FIELDS_DATA, measure(c, &c->v[i]).body);
     return n;
 }
 
@@ -513,6 +539,14 @@ struct msg_columns *msg_columns_new(void)
     return xcalloc(1, sizeof(struct msg_columns));
 }
 
+void msg_columns_defaults(struct msg_columns *c, const int64_t *field_ids, size_t n)
+{
+    c->defaults = xrealloc(c->defaults, (n + 1) * sizeof(*field_ids));
+    c->n_defaults = n;
+    if (n > 0)
+        memcpy(c->defaults, field_ids, n * sizeof(*field_ids));
+}
+
 void msg_columns_free(struct msg_columns *c)
 {
     if (!c)
@@ -526,6 +560,7 @@ void msg_columns_free(struct msg_columns *c)
         buf_unref(c->srcs[i]);
     free(c->v);
     free(c->srcs);
+    free(c->defaults);
     free(c->pieces);
     free(c);
 }

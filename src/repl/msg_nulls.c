@@ -12,7 +12,7 @@
 #include <stdlib.h>
 
 /* schema.proto ScalarField: how the values of an array are encoded */
-enum { SCALAR_F_FLOAT = 4, SCALAR_F_DOUBLE = 5, SCALAR_F_GEOMETRY = 10 };
+enum { SCALAR_F_FLOAT = 4, SCALAR_F_DOUBLE = 5 };
 
 struct nulls {
     const uint8_t *valid; /* a byte per row */
@@ -97,8 +97,8 @@ int msg_column_remove_nulls(struct msg_column *c, const struct msg_head *head, s
 
     if (!c->valid || n_valid == c->valid_len)
         return 0;
-    if (c->kind != FIELD_F_SCALARS || c->array > SCALAR_F_GEOMETRY)
-        return msg_column_err(head, c, "has null rows and values of a kind that is not known here", err);
+    if (c->kind != FIELD_F_SCALARS)
+        return msg_column_err(head, c, "has vectors and null rows, which is not known here", err);
     ok = c->array < SCALAR_F_STRING ? keep_numbers(&n, c) : keep_fields(&n, c);
     if (!ok || c->valid_len != head->num_rows || (n.at != n.n_rows && n.at != n_valid)) {
         pb_out_release(&n.kept);

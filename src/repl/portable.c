@@ -67,7 +67,7 @@ static int row_append(struct request *r, const struct item *it, struct err *err)
         return msg_keys_add(r->keys, &it->head, it->data, it->len, err);
     }
     if (!r->columns)
-        r->columns = msg_columns_new();
+        r->columns = coll_columns(it->coll);
     return msg_columns_add(r->columns, &it->head, it->buf, it->data, it->len, err);
 }
 

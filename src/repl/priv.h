@@ -479,6 +479,8 @@ void coll_on_gap(struct coll *c);
 /* Out of the task without touching the target or the store (task free). */
 void coll_detach(struct coll *c);
 
+/* For rows of it; never NULL. */
+struct msg_columns *coll_columns(const struct coll *c);
 /* Was it checked on the connection that is used now? */
 bool coll_verified(const struct coll *c);
 /* Has the target this partition, and the source not dropped it? */

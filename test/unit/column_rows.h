@@ -29,6 +29,7 @@ struct def {
     bool nullable;
     bool texts; /* an array of them */
     bool keys;  /* row numbers, or odd_texts */
+    bool with_default; /* for schemas */
 };
 
 /* Other values for the same keys. */

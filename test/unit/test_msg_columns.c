@@ -341,7 +341,8 @@ static void broken_columns_are_refused(void **state)
     REFUSED("\x12\x01x\x18\x05", "`x` is malformed");                             /* scalars is a number */
     REFUSED("\x12\x01x\x0a\x00", "`x` is malformed");                             /* type is a text */
     REFUSED("\x12\x01x\x3a\x01\x01\x3a\x01\x01", "`x` is malformed");             /* valid_data twice */
-    REFUSED("\x12\x01x\x22\x02\x42\x00", "`x` has vectors of a kind that is not known here");
+    REFUSED("\x12\x01x\x22\x02\x42\x00", "`x` has values of a kind that is not known here"); /* vector_array */
+    REFUSED("\x12\x01x\x1a\x02\x52\x00", "`x` has values of a kind that is not known here"); /* geometry_data */
     REFUSED("\x12\x01x\x42\x00", "`x` has a kind of values that is not known here");
     REFUSED("\x12\x01x\x22\x06\x32\x04\x10\x05\x0a\x00", "`x` is malformed");     /* sparse: a row behind the dim */
     REFUSED("\x12\x01x\x22\x04\x32\x02\x12\x00", "`x` is malformed");             /* its dim is a text */
@@ -357,9 +358,7 @@ static void nulls_need_a_flag_for_each_row(void **state)
     /* float_data of 4 and a half bytes; string_data cut */
     REFUSED("\x12\x01x\x1a\x09\x22\x07\x0a\x05" "abcde" "\x3a\x02\x01\x00", "`x` has another number of rows");
     REFUSED("\x12\x01x\x1a\x04\x32\x02\x0a\x05\x3a\x02\x01\x00", "`x` has another number of rows");
-    /* vectors, and scalars of a later version */
-    REFUSED("\x12\x01x\x22\x04\x1a\x02" "ab" "\x3a\x02\x01\x00", "`x` has null rows");
-    REFUSED("\x12\x01x\x1a\x02\x5a\x00\x3a\x02\x01\x00", "`x` has null rows");
+    REFUSED("\x12\x01x\x22\x04\x1a\x02" "ab" "\x3a\x02\x01\x00", "`x` has vectors and null rows");
 }
 
 /* Should a WAL come without placeholders, it is right as it is. */
@@ -380,6 +379,36 @@ static void nulls_without_placeholders_stay(void **state)
     free(text);
     pb_out_release(&want);
     msg_columns_free(c);
+}
+
+/* The API wants valid_data for a column with a default; the WAL has it only where the column is nullable besides. */
+static void defaults_are_said_to_be_there(void **state)
+{
+    const int64_t ids[] = {100 + (def_of("num") - defs), 100 + (def_of("n_id") - defs), 4711};
+    struct msg_columns *c = msg_columns_new(), *plain = msg_columns_new();
+    Col__InsertRequest *m;
+    uint8_t *text;
+    size_t len;
+
+    (void)state;
+    msg_columns_defaults(c, ids, 3);
+    add_ok(c, make_insert(0, 20, 0, N_DEFS));
+    add_ok(c, make_insert(20, 60, 0, N_DEFS));
+    add_ok(plain, make_insert(0, 20, 0, N_DEFS));
+    add_ok(plain, make_insert(20, 60, 0, N_DEFS));
+    text = fuzz_columns_text(c, &len);
+    assert_int_equal(len, msg_columns_bytes(plain) + 62); /* tag, length, 60 */
+    m = col__insert_request__unpack(NULL, len, text);
+    assert_non_null(m);
+    for (size_t i = 0; i < N_DEFS; i++) {
+        assert_int_equal(m->fields_data[i]->n_valid_data, i == 3 || defs[i].nullable ? 60 : 0);
+        for (size_t r = 0; r < m->fields_data[i]->n_valid_data; r++)
+            assert_int_equal(m->fields_data[i]->valid_data[r], !is_null(&defs[i], r));
+    }
+    col__insert_request__free_unpacked(m, NULL);
+    free(text);
+    msg_columns_free(c);
+    msg_columns_free(plain);
 }
 
 static void system_columns_are_left_out(void **state)
@@ -650,6 +679,7 @@ int main(void)
         cmocka_unit_test(broken_columns_are_refused),
         cmocka_unit_test(nulls_need_a_flag_for_each_row),
         cmocka_unit_test(nulls_without_placeholders_stay),
+        cmocka_unit_test(defaults_are_said_to_be_there),
         cmocka_unit_test(system_columns_are_left_out),
         cmocka_unit_test(keys_become_an_expression),
         cmocka_unit_test(other_numbers_of_keys_are_refused),

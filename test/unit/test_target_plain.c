@@ -256,6 +256,42 @@ static void test_plain_later_types_need_a_later_version(void **state)
     }
 }
 
+static void test_plain_types_that_cannot_be_written(void **state)
+{
+    static const struct {
+        int type;
+        const char *name; /* NULL: can */
+    } table[] = {{24, "Geometry"}, {26, "Timestamptz"}, {106, "ArrayOfVector"}, {0, "none"},
+                 {28, "type 28"},  {25, NULL},          {20, NULL},             {105, NULL}};
+    struct outcome o;
+    struct schema s;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(table) / sizeof(*table); i++) {
+        struct err err = {0};
+
+        schema_init(&s);
+        add_field(&s, "more", table[i].type, NULL, NULL);
+        assert_int_equal(target_schema_check_types(&s.m, &err), table[i].name ? ERR_UNSUPPORTED : 0);
+        if (!table[i].name)
+            continue;
+        assert_int_equal(err.cls, ERRC_USER);
+        if (!strstr(err.text, "field `more`: ") || !strstr(err.text, table[i].name))
+            fail_msg("row %zu: %s", i, err.text);
+    }
+    schema_init(&s);
+    /* struct_array_fields */
+    s.unknown = (ProtobufCMessageUnknownField){.tag = 9, .wire_type = 2, .len = 1, .data = &s.flag};
+    s.m.base.n_unknown_fields = 1;
+    s.m.base.unknown_fields = &s.unknown;
+    assert_int_equal(target_schema_check_types(&s.m, NULL), ERR_UNSUPPORTED);
+    source_schema(&s, false);
+    add_field(&s, "place", 24, NULL, NULL);
+    o = make_plain(&s); /* nothing is asked */
+    assert_true(o.failed && o.err.cls == ERRC_USER);
+    assert_non_null(strstr(o.err.text, "collection default.c1: field `place`: Geometry"));
+}
+
 static void test_plain_version_is_asked_for(void **state)
 {
     Pb__GetVersionResponse m = PB__GET_VERSION_RESPONSE__INIT;
@@ -357,6 +393,27 @@ static void test_plain_ids_may_be_missing(void **state)
     assert_true(o.failed && o.err.code == ERR_PROTO);
 }
 
+/* Milvus Lite releases only whole collections. */
+static void test_plain_drops_a_loaded_partition(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct outcome o = {0};
+
+        script_status("DropPartition", true, 6, "partition cannot be dropped while the collection is loaded");
+        script_raw("ReleasePartitions", "12", "not here");
+        script_status("ReleaseCollection", true, 0, "");
+        script_status("DropPartition", true, 0, "");
+        if (i == 0)
+            script_status("LoadCollection", true, 0, "");
+        else
+            script_raw("LoadCollection", "12", "not here");
+        fx.sink->ops->drop_partition(fx.sink, "tdb", "c1", "p1", 5, on_done, &o);
+        wait_for(&o);
+        assert_false(o.failed);
+    }
+}
+
 static void test_plain_operations_may_be_missing(void **state)
 {
     static const struct {
@@ -378,6 +435,8 @@ static void test_plain_operations_may_be_missing(void **state)
         if (o.failed)
             assert_true(o.err.code == ERR_UNSUPPORTED && o.err.cls == ERRC_USER);
     }
+    script_status("CreateIndex", true, 35, "index already exists for field 'vec'; call drop_index first"); /* Lite */
+    assert_false(apply(OP_CREATE_INDEX).failed);
 }
 
 /* ---- rows ------------------------------------------------------------------------------------- */
@@ -560,6 +619,7 @@ int main(void)
         cmocka_unit_test(test_plain_differences_are_named),
         cmocka_unit_test(test_plain_functions),
         cmocka_unit_test(test_plain_later_types_need_a_later_version),
+        on_plain(test_plain_types_that_cannot_be_written),
         on_plain(test_plain_version_is_asked_for),
         on_plain(test_plain_create_request),
         on_plain(test_plain_collection_is_described),
@@ -567,6 +627,7 @@ int main(void)
         on_plain(test_plain_what_the_target_does_not_know_is_named),
         on_plain(test_plain_ids_may_be_missing),
         on_plain(test_plain_operations_have_no_base),
+        on_plain(test_plain_drops_a_loaded_partition),
         on_plain(test_plain_operations_may_be_missing),
         on_plain(test_plain_write_requests),
         on_plain(test_plain_all_rows_must_be_taken),

@@ -1,6 +1,6 @@
 /*
- * test_target_plain_live.c - the sink of a plain target on a real server, MILVUS_PLAIN=host:port: collections of every type,
- * rows that come as a source's messages, and what is there afterwards. Without a server nothing runs;
+ * test_target_plain_live.c - the sink of a plain target on a real server, MILVUS_PLAIN=host:port: collections of every
+ * type, rows that come as a source's messages, and what is there afterwards. Without a server nothing runs;
  * MILVUS_CDC_REQUIRE_LIVE=1 makes that a failure.
  *
  * What a version may lack (later kinds of vectors, null rows) must be refused with the field's name, or work.
@@ -121,14 +121,14 @@ struct source {
     struct src_partition partitions[8];
     const struct def *defs; /* the first one is the key */
     size_t n;
-    const char *name; /* on the target */
+    const char *db, *name; /* on the target */
 };
 
 struct fields {
     Pb__FieldSchema f[FIELDS_MAX], *list[FIELDS_MAX];
     Pb__KeyValuePair params[FIELDS_MAX][2], *param_list[FIELDS_MAX][2];
-    uint8_t yes;
-    ProtobufCMessageUnknownField nullable;
+    uint8_t yes, default_value[3];
+    ProtobufCMessageUnknownField unknown;
 };
 
 static void add_param(struct fields *s, size_t i, const char *key, const char *value)
@@ -158,12 +158,15 @@ static void fill_field(struct fields *s, size_t i, const struct def *d)
         add_param(s, i, "max_length", "2000");
     if (d->type == ARRAY)
         add_param(s, i, "max_capacity", "10");
-    if (d->nullable) {
-        s->yes = 1;
-        s->nullable = (ProtobufCMessageUnknownField){.tag = 15, .len = 1, .data = &s->yes};
-        f->base.n_unknown_fields = 1;
-        f->base.unknown_fields = &s->nullable;
-    }
+    if (!d->nullable && !d->with_default)
+        return;
+    f->base.n_unknown_fields = 1;
+    f->base.unknown_fields = &s->unknown;
+    s->yes = 1;
+    memcpy(s->default_value, "\x02\x18\x07", 3); /* {long_data 7} */
+    s->unknown = d->nullable ? (ProtobufCMessageUnknownField){.tag = 15, .len = 1, .data = &s->yes}
+                             : (ProtobufCMessageUnknownField){.tag = 11, .wire_type = 2, .len = 3,
+                                                              .data = s->default_value};
 }
 
 /* With a `$meta` among the columns: a dynamic field. */
@@ -210,7 +213,7 @@ static void source_init(struct source *s, const char *base, const struct def *de
     uint8_t schema[4000], value[8000];
     const char *why = "";
 
-    *s = (struct source){.defs = defs, .n = n, .name = unique(base)};
+    *s = (struct source){.defs = defs, .n = n, .db = "default", .name = unique(base)};
     m.id = COLLECTION_ID;
     m.schema.data = schema;
     m.schema.len = pack_schema(schema, defs, n, auto_id, partition_key);
@@ -243,7 +246,7 @@ static struct outcome ensure(const struct source *s, bool create)
 {
     struct outcome o = {0};
 
-    sink->ops->ensure_collection(sink, &s->cat.pub, "default", s->name, create, on_collection, &o);
+    sink->ops->ensure_collection(sink, &s->cat.pub, s->db, s->name, create, on_collection, &o);
     assert_false(o.done);
     WAIT_FOR(o.done);
     return o;
@@ -253,7 +256,7 @@ static void drop(const struct source *s)
 {
     struct outcome o = {0};
 
-    sink->ops->drop_collection(sink, "default", s->name, 1, on_done, &o);
+    sink->ops->drop_collection(sink, s->db, s->name, 1, on_done, &o);
     WAIT_FOR(o.done);
     assert_ok(&o);
 }
@@ -268,11 +271,11 @@ static void out_param(struct pb_out *req, uint32_t num, const char *key, const c
     pb_out_release(&kv);
 }
 
-static struct outcome apply(int type, struct pb_out *take_req, const char *name)
+static struct outcome apply(int type, struct pb_out *take_req, const char *db, const char *name)
 {
     struct outcome o = {0};
 
-    sink->ops->apply_operation(sink, type, take_req->data, take_req->len, "default", name, on_done, &o);
+    sink->ops->apply_operation(sink, type, take_req->data, take_req->len, db, name, on_done, &o);
     pb_out_release(take_req);
     WAIT_FOR(o.done);
     return o;
@@ -289,7 +292,7 @@ static struct outcome create_index(const struct source *s, const char *field, co
     out_param(&req, 5, "index_type", type);
     out_param(&req, 5, "metric_type", metric);
     pb_out_str(&req, 6, "the_index");
-    return apply(OP_CREATE_INDEX, &req, s->name);
+    return apply(OP_CREATE_INDEX, &req, s->db, s->name);
 }
 
 static void load(const struct source *s, const char *field, const char *type, const char *metric)
@@ -297,10 +300,12 @@ static void load(const struct source *s, const char *field, const char *type, co
     struct pb_out req = {0};
     struct outcome o;
 
-    o = create_index(s, field, type, metric);
-    assert_ok(&o);
+    for (int i = 0; i < 2; i++) { /* as after a crash */
+        o = create_index(s, field, type, metric);
+        assert_ok(&o);
+    }
     pb_out_u64(&req, 4, 1);
-    o = apply(OP_LOAD_COLLECTION, &req, s->name);
+    o = apply(OP_LOAD_COLLECTION, &req, s->db, s->name);
     assert_ok(&o);
 }
 
@@ -312,10 +317,10 @@ static void make_loaded(const struct source *s, const char *field, const char *t
     load(s, field, type, metric);
 }
 
-static struct outcome write_body(enum sink_write_kind kind, const char *name, const char *partition, uint64_t rows,
-                                 struct evbuffer *take_body)
+static struct outcome write_body(const struct source *s, enum sink_write_kind kind, const char *partition,
+                                 uint64_t rows, struct evbuffer *take_body)
 {
-    struct sink_write w = {.kind = kind, .db = "default", .collection = name, .partition = partition, .rows = rows,
+    struct sink_write w = {.kind = kind, .db = s->db, .collection = s->name, .partition = partition, .rows = rows,
                            .body = take_body};
     struct outcome o = {0};
 
@@ -364,6 +369,9 @@ static struct outcome write_rows(const struct source *s, enum sink_write_kind ki
     struct evbuffer *body = evbuffer_new();
     uint64_t rows = to - from;
 
+    for (size_t i = 0; i < s->n; i++)
+        if (s->defs[i].with_default)
+            msg_columns_defaults(c, &(const int64_t){100 + (int64_t)i}, 1);
     for (size_t step; from < to; from += step) {
         step = (to - from + 2) / 3;
         add_message(c, insert_message(s, from, from + step));
@@ -371,7 +379,7 @@ static struct outcome write_rows(const struct source *s, enum sink_write_kind ki
     assert_int_equal(msg_columns_rows(c), rows);
     assert_true(msg_columns_write(c, body));
     msg_columns_free(c);
-    return write_body(kind, s->name, partition, rows, body);
+    return write_body(s, kind, partition, rows, body);
 }
 
 /* A Delete of the source with the keys of the rows. */
@@ -402,7 +410,7 @@ static struct outcome delete_rows(const struct source *s, const char *partition,
     pb_out_release(&o);
     pb_out_release(&ids);
     protobuf_c_message_free_unpacked(&m->base, NULL);
-    return write_body(SINK_DELETE, s->name, partition, to - from, body);
+    return write_body(s, SINK_DELETE, partition, to - from, body);
 }
 
 /* ---- looking at the server ---------------------------------------------------------------------- */
@@ -454,7 +462,7 @@ static Col__QueryResults *query(const struct source *s, const char *expr, const 
     Pb__StatusResponse *st;
     struct look l;
 
-    pb_out_str(&req, 2, "default");
+    pb_out_str(&req, 2, s->db);
     pb_out_str(&req, 3, s->name);
     pb_out_str(&req, 4, expr);
     for (size_t i = 0; i < n; i++)
@@ -714,6 +722,62 @@ static void test_a_partition_key_needs_no_partitions(void **state)
     source_release(&s);
 }
 
+static void test_a_database_of_its_own(void **state)
+{
+    const char *db = unique("db");
+    struct pb_out req = {0};
+    struct source s;
+    struct outcome o;
+
+    (void)state;
+    source_init(&s, "in_db", few, N_FEW, false, NULL);
+    s.db = db;
+    o = ensure(&s, false);
+    assert_err(&o, ERR_NOT_FOUND, ERRC_USER, s.name);
+    make_loaded(&s, "vec", "FLAT", "L2"); /* with the database */
+    for (int i = 0; i < 2; i++) {
+        o = (struct outcome){0};
+        sink->ops->ensure_database(sink, db, 1, on_done, &o);
+        WAIT_FOR(o.done);
+        assert_ok(&o);
+    }
+    o = write_rows(&s, SINK_INSERT, NULL, 0, 9);
+    assert_ok(&o);
+    assert_int_equal(count_rows(&s, NULL), 9);
+    drop(&s);
+    for (int i = 0; i < 2; i++) { /* absent is done */
+        pb_out_bytes(&req, 1, "\x08\x8a\x0e\x18\x05", 5);
+        o = apply(OP_DROP_DATABASE, &req, db, "");
+        assert_ok(&o);
+    }
+    source_release(&s);
+}
+
+/* As at the source: released, dropped, loaded again; the load may come first here. */
+static void test_a_loaded_partition_is_dropped(void **state)
+{
+    struct source s;
+    struct outcome o;
+
+    (void)state;
+    source_init(&s, "loaded", few, N_FEW, false, NULL);
+    source_partition(&s, "p1");
+    make_loaded(&s, "vec", "FLAT", "L2");
+    o = write_rows(&s, SINK_INSERT, "p1", 0, 9);
+    assert_ok(&o);
+    o = write_rows(&s, SINK_INSERT, "_default", 10, 12);
+    assert_ok(&o);
+    for (int i = 0; i < 2; i++) {
+        o = (struct outcome){0};
+        sink->ops->drop_partition(sink, s.db, s.name, "p1", 1, on_done, &o);
+        WAIT_FOR(o.done);
+        assert_ok(&o);
+    }
+    assert_int_equal(count_rows(&s, NULL), 2);
+    drop(&s);
+    source_release(&s);
+}
+
 /* Whatever the bytes of a key: it is deleted, and no other one. */
 static void test_any_text_can_be_a_key(void **state)
 {
@@ -767,7 +831,7 @@ static void test_any_number_can_be_a_key(void **state)
     (void)state;
     source_init(&s, "numbers", defs, 2, false, NULL);
     make_loaded(&s, "vec", "FLAT", "L2");
-    o = write_body(SINK_INSERT, s.name, NULL, 6, number_rows(keys, 6));
+    o = write_body(&s, SINK_INSERT, NULL, 6, number_rows(keys, 6));
     assert_ok(&o);
     for (size_t i = 0; i < 6; i++) {
         struct evbuffer *body = evbuffer_new();
@@ -789,7 +853,7 @@ static void test_any_number_can_be_a_key(void **state)
         msg_keys_free(k);
         pb_out_release(&msg);
         pb_out_release(&ids);
-        o = write_body(SINK_DELETE, s.name, NULL, 1, body);
+        o = write_body(&s, SINK_DELETE, NULL, 1, body);
         if (o.failed)
             fail_msg("key %lld: %s", (long long)keys[i], o.err.text);
         if (i % 3 == 0) /* the least one alone */
@@ -840,7 +904,8 @@ static void test_other_types(void **state)
                                       {.name = "sparse", .type = SPARSE_VECTOR},
                                       {.name = "bytes", .type = INT8_VECTOR},
                                       {.name = "nullable_text", .type = VARCHAR, .nullable = true},
-                                      {.name = "nullable_number", .type = INT64, .nullable = true}};
+                                      {.name = "nullable_number", .type = INT64, .nullable = true},
+                                      {.name = "number_with_default", .type = INT64, .with_default = true}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(defs) / sizeof(*defs); i++)
@@ -914,13 +979,13 @@ static void test_refused_rows_are_no_doubt(void **state)
     source_init(&s, "refused", few, N_FEW, false, NULL);
     o = ensure(&s, true);
     assert_ok(&o);
-    o = write_body(SINK_INSERT, s.name, NULL, 3, number_rows((const int64_t[]){1, 2, 3}, 3)); /* no txt */
+    o = write_body(&s, SINK_INSERT, NULL, 3, number_rows((const int64_t[]){1, 2, 3}, 3)); /* no txt */
     assert_true(o.failed && !o.doubt);
     assert_int_equal(o.err.cls, ERRC_USER);
     print_message("%s\n", o.err.text);
     evbuffer_add(body, zeros, 68 << 20);
     free(zeros);
-    o = write_body(SINK_DELETE, s.name, NULL, 3, body);
+    o = write_body(&s, SINK_DELETE, NULL, 3, body);
     assert_err(&o, ERR_LIMIT, ERRC_USER, "larger than max");
     assert_false(o.doubt);
     drop(&s);
@@ -966,6 +1031,8 @@ int main(void)
         cmocka_unit_test(test_rows_of_every_type),
         cmocka_unit_test(test_upserts_can_be_repeated_in_their_partition),
         cmocka_unit_test(test_a_partition_key_needs_no_partitions),
+        cmocka_unit_test(test_a_database_of_its_own),
+        cmocka_unit_test(test_a_loaded_partition_is_dropped),
         cmocka_unit_test(test_any_text_can_be_a_key),
         cmocka_unit_test(test_any_number_can_be_a_key),
         cmocka_unit_test(test_binary_vectors),
