@@ -25,6 +25,11 @@ struct config_etcd {
     int tls_min_version;                                   /* 0 (none given), 10, 11, 12, 13 */
 };
 
+struct config_milvus { /* the source's public API; NULL: not given */
+    char *uri, *token;
+    char *tls_ca_cert_path, *tls_cert_path, *tls_key_path;
+};
+
 struct config_tls { /* of a message queue; NULL: not given */
     char *ca_cert_path, *cert_path, *key_path, *key_password;
 };
@@ -91,6 +96,7 @@ struct config {
     uint64_t lease_ms;       /* registry.leaseSeconds, 6 s */
     struct config_api api;
     struct config_etcd source_etcd;
+    struct config_milvus source_milvus;
     enum config_queue queue;
     char *rocksmq_path; /* sourceConfig.rocksmq.path, NULL: none */
     struct config_kafka kafka;

@@ -1,6 +1,10 @@
 /*
- * target.h - a target Milvus: connection, login, mode, and the sink of repl/port.h for a standby
- * (ReplicateMessage and DDL with ReplicateInfo).  Facts: shared/reference/target.md 1 to 3.
+ * target.h - a target Milvus: connection, login, mode, and the sink of repl/port.h: for a standby (ReplicateMessage and
+ * DDL with ReplicateInfo; target.md 1 to 3) and for any other Milvus (the public API; target.md 6).
+ *
+ * The sink of a plain target: ensure_collection() makes a collection with autoID off, since the source's keys are kept.
+ * The public API hashes rows itself, so that the numbers of shards and of a partition key's partitions may differ: the
+ * answer has the source's own shards, and with a partition key the source's own partitions, under ids of no meaning.
  */
 #ifndef MILVUS_TARGET_H
 #define MILVUS_TARGET_H
@@ -13,7 +17,10 @@ struct sink;
 
 struct fence;
 
+enum target_mode { TARGET_STANDBY, TARGET_PLAIN };
+
 struct target_options {
+    enum target_mode mode; /* TARGET_PLAIN: an ordinary Milvus, written through its public API */
     const char *uri;      /* http://host:port or https://host:port */
     const char *token;    /* "user:password" or an API key; NULL or "": no authorization header */
     unsigned connect_timeout_ms;
@@ -27,8 +34,6 @@ struct target_options {
 /* Checks uri ("http://host:port", port optional: 19530): host, port, tls. ERR_INVALID (USER) with a text for the API. */
 int target_parse_uri(const char *uri, char **ret_host, uint16_t *ret_port, bool *ret_tls, struct err *err);
 
-enum target_mode { TARGET_STANDBY, TARGET_PLAIN };
-
 typedef void (*target_probe_fn)(void *arg, const struct err *err, enum target_mode mode, const char *version);
 struct target_probe;
 
@@ -40,7 +45,7 @@ struct target_probe;
 struct target_probe *target_probe_start(struct loop *l, const struct target_options *o, target_probe_fn done, void *arg);
 void target_probe_cancel(struct target_probe *p); /* a probe that completed is gone */
 
-/* The sink for a standby. Copies the options. Never fails for a uri that target_parse_uri took (but PEM files). */
+/* The sink for o->mode. Copies the options. Never fails for a uri that target_parse_uri took (but PEM files). */
 struct sink *target_open(struct loop *l, const struct target_options *o, struct err *err);
 /* Open calls end without completion. */
 void target_close(struct sink *s);

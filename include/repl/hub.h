@@ -2,7 +2,8 @@
  * hub.h - one target as all tasks that write to it share it: its physical channels and their time.
  *
  * Time on a standby's channel moves only by the ticks that we send, so two tasks with the same target
- * must feed the same queue: the tick is the minimum over all streams that feed the channel.
+ * must feed the same queue: the tick is the minimum over all streams that feed the channel. An ordinary Milvus has time
+ * of its own; there each source channel of each task has its own queue.
  *
  * Ownership  counted: each running task holds a reference, and each keep_queryable task that is paused.
  * Thread     loop thread only.
@@ -27,6 +28,7 @@ struct repl_hub_options {
     struct loop *loop;
     struct sink *sink;        /* borrowed */
     const char *key;          /* names the target in the store's tick records */
+    bool portable;            /* sink->write() instead of replicate(): an ordinary Milvus, which makes its own ticks */
     unsigned tick_interval_ms; /* a tick on a channel without data */
     unsigned retry_min_ms, retry_max_ms; /* waits between tries of what the target refused */
     size_t batch_bytes;       /* one request */

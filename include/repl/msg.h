@@ -92,6 +92,55 @@ int msg_append_delete_of_insert(const struct msg_head *head, struct buf *src, co
                                 int64_t pk_field_id, bool pk_is_string, const struct msg_rewrite *rw,
                                 struct evbuffer *out, size_t *ret_bytes, struct err *err);
 
+/*
+ * The columns of Inserts as the public API takes them (repeated fields_data, tag 5): consecutive messages of one
+ * collection and partition are joined column by column. Values are not decoded: the contents of two encoded arrays, one
+ * behind the other, are the encoded array of both, and so are vectors that are bare bytes. What a column is (name,
+ * type, dynamic field) comes once, with one tag and the summed length. RowID and Timestamp are left out.
+ *
+ * Rows of a nullable column: the WAL has a placeholder where a row is null, the API wants only the values that exist;
+ * those columns are copied without the placeholders.  Values that the WAL has in another form than the API takes
+ * (geometry, times, structs) are refused.
+ */
+struct msg_columns;
+struct msg_columns *msg_columns_new(void); /* never NULL */
+/*
+ * For columns with a default value (src_collection.default_ids; copied) the API wants to be told of each row that it
+ * has a value (valid_data), which the WAL leaves out. Before the first message is added.
+ */
+void msg_columns_defaults(struct msg_columns *c, const int64_t *field_ids, size_t n);
+/*
+ * Adds an Insert; keeps references to src. Nothing was added when it fails:
+ *   ERR_PROTO (DATA)    no Insert with columns, or a column of a kind that is not known here; the text names it
+ *   ERR_INVALID (DATA)  its columns are not those of the messages before it: begin anew with this one
+ */
+int msg_columns_add(struct msg_columns *c, const struct msg_head *head, struct buf *src, const uint8_t *data,
+                    size_t len, struct err *err);
+/*
+ * Adds the rows of a Query's answer (FieldData with tag 2); *ret_last is the greatest key as text of an expression (caller
+ * frees; NULL when there are no rows, then nothing is added). Errors as msg_columns_add().
+ */
+int msg_columns_add_page(struct msg_columns *c, struct buf *src, const uint8_t *data, size_t len, const char *pk_name,
+                         char **ret_last, struct err *err);
+/* The number in the answer of a Query for count(*); 0: not one. */
+uint64_t msg_page_count(const uint8_t *data, size_t len);
+uint64_t msg_columns_rows(const struct msg_columns *c);
+size_t msg_columns_bytes(const struct msg_columns *c); /* what msg_columns_write() appends now */
+/* Appends the encoded fields_data elements to out; may be called again. False: no memory, out then holds a part. */
+bool msg_columns_write(const struct msg_columns *c, struct evbuffer *out);
+void msg_columns_free(struct msg_columns *c); /* NULL is allowed */
+
+/* The expr of the public API's Delete for the keys of Deletes of one collection: `id in [1,2]`, `id in ["a","b"]`. */
+struct msg_keys;
+struct msg_keys *msg_keys_new(const char *pk_name); /* never NULL; the name is copied */
+/* ERR_PROTO (DATA): no Delete, or not one key per row; nothing was added. The bytes are copied. */
+int msg_keys_add(struct msg_keys *k, const struct msg_head *head, const uint8_t *data, size_t len, struct err *err);
+uint64_t msg_keys_count(const struct msg_keys *k);
+size_t msg_keys_bytes(const struct msg_keys *k); /* of the text */
+/* Appends the text; may be called again. False: no memory. */
+bool msg_keys_write(const struct msg_keys *k, struct evbuffer *out);
+void msg_keys_free(struct msg_keys *k); /* NULL is allowed */
+
 /* Target of an operation message of the replicate channel: db_name and collection name(s) of the encoded user
  * request. Flush has several collections: index counts from 0, ERR_NOT_FOUND past the last; the others have one.
  * Database operations: collection is "". Caller frees both. ERR_UNSUPPORTED (USER) for a type without rule here. */

@@ -3,6 +3,7 @@
  *
  *   wal_port      streams of one message queue (RocksMQ, Kafka, Pulsar, NATS)
  *   catalog_port  the source's collections and partitions, from etcd
+ *   rows_port     rows that the source's collections have already
  *   sink_port     the target: objects, and batches of encoded messages for its physical channels
  *   store_port    durable records: checkpoints, intents, collection states
  *
@@ -151,6 +152,11 @@ struct src_collection {
     /* For the delete half of a repair: the primary key's field id and whether it is text. */
     int64_t pk_field_id;
     bool pk_is_string;
+    /* For the public API: the key's name (NULL: not known), and whether partitions are not named there. */
+    char *pk_name;
+    bool has_partition_key;
+    int64_t *default_ids; /* fields with a default value: see msg_columns_defaults() */
+    size_t n_default_ids;
     void *impl; /* catalog's own: decoded schema, for the sink's create and compare (milvus/catalog.h) */
 };
 
@@ -187,6 +193,42 @@ struct catalog {
     const struct catalog_ops *ops;
 };
 
+/* ---- rows: what a collection of the source has now ------------------------------------------ */
+
+struct rows_query {
+    const char *db, *collection;
+    const char *partition; /* NULL: all */
+    const char *expr;
+    const char *output;    /* "*" (every column), the name of one, or "count(*)" */
+    uint64_t limit;        /* most rows of the answer, those of the smallest keys; 0: no limit. When a part of the source
+                              has that many with equal keys among them, which count as one, rows behind them may be
+                              missing before the last one */
+    bool careful;          /* with a limit: none is missing before the last one, but fewer may come than there are */
+    bool eventual;         /* may see a state that is a little older */
+};
+/* An encoded answer: its columns are FieldData with tag 2. No columns: no row. */
+struct rows_page {
+    struct buf *buf; /* holds data; borrowed during the callback: buf_ref() to keep */
+    const uint8_t *data;
+    size_t len;
+};
+struct rows_port;
+struct rows_call;
+typedef void (*rows_fn)(void *arg, const struct err *err, const struct rows_page *page);
+
+struct rows_ops {
+    /* Sees everything that was written before the call, if not eventual. ERR_STATE (RETRY): the collection is not loaded;
+     * ERR_NOT_FOUND: it, or the partition, is not there. No retry inside. */
+    struct rows_call *(*query)(struct rows_port *p, const struct rows_query *q, rows_fn done, void *arg);
+    /* Loads a collection (or releases it); done comes when that has begun. page has nothing. */
+    struct rows_call *(*load)(struct rows_port *p, const char *db, const char *collection, bool on, rows_fn done,
+                              void *arg);
+    void (*cancel)(struct rows_call *c); /* NULL is allowed */
+};
+struct rows_port {
+    const struct rows_ops *ops;
+};
+
 /* ---- sink: the target ---------------------------------------------------------------------- */
 
 struct sink_shard {
@@ -203,6 +245,18 @@ struct sink_collection {
     size_t n_shards;
     struct sink_partition *partitions;
     size_t n_partitions;
+};
+
+enum sink_write_kind { SINK_INSERT, SINK_UPSERT, SINK_DELETE };
+
+/* One Insert, Upsert or Delete of rows of one collection through the public API. */
+struct sink_write {
+    enum sink_write_kind kind;
+    const char *db, *collection;  /* the target's */
+    const char *partition;        /* NULL or "": none named */
+    uint64_t rows;
+    struct evbuffer *body;        /* INSERT, UPSERT: encoded fields_data (tag 5 each); DELETE: the text of expr.
+                                     Content moved; references stay references */
 };
 
 struct sink;
@@ -242,6 +296,8 @@ struct sink_ops {
      */
     struct sink_call *(*replicate)(struct sink *s, const char *pchannel, uint64_t begin_tt, uint64_t end_tt,
                                    struct evbuffer *msgs, sink_batch_fn done, void *arg);
+    /* Portable mode only (NULL in a standby's sink). No retry inside. */
+    struct sink_call *(*write)(struct sink *s, const struct sink_write *w, sink_batch_fn done, void *arg);
     void (*cancel)(struct sink_call *call); /* NULL is allowed */
     /* Rises with each reconnect: what was checked before must be checked again. */
     uint64_t (*generation)(struct sink *s);

@@ -19,6 +19,7 @@ struct repl_task;
 struct repl_match {
     const char *target_db, *target_name;  /* borrowed until the next call */
     bool use_start_position;
+    bool snapshot; /* copy what it has when the task starts */
 };
 
 /* What the task replicates: implemented over the user's request (task/spec). */
@@ -44,6 +45,8 @@ struct repl_task_options {
     size_t task_bytes;               /* limit of bytes held for this task */
     const char *replicate_chan;      /* the source's replicate channel */
     bool ignore_partition;
+    struct rows_port *rows;          /* of the source, for a snapshot; NULL: there is none */
+    bool load_for_snapshot;          /* a collection that is not loaded may be, for the time of its copy */
     const uint8_t *rpc_id;           /* rpc_channel_info.position, NULL: the end of the channel */
     size_t rpc_id_len;
     uint64_t rpc_tt;                 /* operations up to this time are skipped */
@@ -86,6 +89,15 @@ struct repl_health {
     uint64_t silent_since_ms;
 };
 void repl_task_health(const struct repl_task *t, uint64_t now_ms, struct repl_health *ret);
+
+/* Collections whose rows from before the task are being copied, or wait for that, together. */
+struct repl_copying {
+    size_t collections;  /* 0: the snapshot is over */
+    uint64_t rows;       /* on the target */
+    uint64_t estimate;   /* in those collections when their copies began */
+    uint64_t rows_per_s; /* of those that are at work, since this process began with them */
+};
+void repl_task_copying(const struct repl_task *t, struct repl_copying *ret);
 
 /* Progress of one collection on one source channel, for the position request. */
 struct repl_progress {

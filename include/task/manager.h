@@ -25,6 +25,7 @@ struct manager_deps {
     struct registry *registry;
     struct catalog *catalog;
     struct wal_port *wal;
+    struct rows_port *rows; /* NULL: the source's API is not known */
     const char *daemon_id; /* lease owner: unique to this process where the registry is shared */
     uint64_t lease_ms;     /* of a shared registry */
 };

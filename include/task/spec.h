@@ -34,6 +34,16 @@ struct spec_mapping {
     char **source, **target;
 };
 
+/* How the target is written. AUTO: as it can be; only until it was probed (and in records of older versions: a standby). */
+enum spec_mode { SPEC_AUTO, SPEC_STANDBY, SPEC_PORTABLE };
+
+/* What of the collections that exist when the task starts. */
+enum spec_start {
+    SPEC_NOW,      /* what is written from then on */
+    SPEC_EARLIEST, /* all that their log still has */
+    SPEC_SNAPSHOT, /* their rows, read through the source's API, then what was written since */
+};
+
 struct task_spec {
     char *task_id;
     /* target */
@@ -41,6 +51,10 @@ struct task_spec {
     char *server_name, *ca_path, *cert_path, *key_path;
     unsigned connect_timeout_s;
     bool ignore_partition;
+    enum spec_mode mode;
+    char *mode_reason; /* why, for people; NULL: not probed */
+    enum spec_start start;
+    bool load_for_snapshot;
     /* selection */
     struct spec_collection *collections;
     size_t n_collections;
@@ -65,6 +79,7 @@ struct task_spec {
 struct spec_limits {
     size_t max_name_length;
     const char *replicate_chan;
+    bool source_readable; /* the source's API is known: a snapshot can be taken */
 };
 
 /*
@@ -79,6 +94,13 @@ json_t *spec_decode(const json_t *request_data, struct err *err);
  * Without a task_id in the request a random one is made.
  */
 struct task_spec *spec_from_request(const json_t *request_data, const struct spec_limits *limits, struct err *err);
+/*
+ * The target was probed: standby or not. Decides the mode, with its reason; ERR_STATE (USER) when the request wants the
+ * other one.
+ */
+int spec_choose_mode(struct task_spec *s, bool standby, const char *version, struct err *err);
+/* "auto", "standby", "portable". */
+const char *spec_mode_name(enum spec_mode m);
 /* From what spec_to_store_json() wrote. */
 struct task_spec *spec_from_store(const char *task_id, const char *json, struct err *err);
 char *spec_to_store_json(const struct task_spec *s); /* caller frees; has secrets */

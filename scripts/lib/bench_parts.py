@@ -22,10 +22,11 @@ QUIET_PERCENT = 25  # a source that compacts and indexes takes a core from what 
 
 
 class Sink(Process):
-    """The stand-in target: it counts and acknowledges."""
+    """The stand-in target: it counts and acknowledges. plain: as an ordinary Milvus, else as a standby."""
 
-    def __init__(self, folder, delay_ms=0, channels=16, listen="127.0.0.1", host="127.0.0.1", record=False):
+    def __init__(self, folder, delay_ms=0, channels=16, listen="127.0.0.1", host="127.0.0.1", record=False, plain=False):
         super().__init__("sinkd", folder)
+        self.plain = plain
         self.port, self.stats_port, self.delay_ms, self.channels = free_port(), free_port(), delay_ms, channels
         self.listen, self.requests = listen, self.dir / "requests.log" if record else None
         self.uri = f"http://{host}:{self.port}"
@@ -34,7 +35,7 @@ class Sink(Process):
     def start(self):
         self._spawn([ROOT / "build" / "tools" / "sinkd", "--port", self.port, "--stats-port", self.stats_port,
                      "--delay-ms", self.delay_ms, "--channels", self.channels, "--listen", self.listen,
-                     *(["--log", self.requests] if self.requests else [])])
+                     *(["--log", self.requests] if self.requests else []), *(["--plain"] if self.plain else [])])
         self._wait_ready(self.stats, 10)
         return self
 
@@ -128,9 +129,9 @@ def end_task(cdc, task):
         cdc.api("delete", task_id=task)
 
 
-def catch_up(lab, name, rows, delay_ms=0, daemon=ours):
+def catch_up(lab, name, rows, delay_ms=0, daemon=ours, plain=False):
     """A fresh daemon follows a collection from its first row, from the create call until the target has the last one."""
-    sink = Sink(lab.folder / "sink", delay_ms).start()
+    sink = Sink(lab.folder / "sink", delay_ms, plain=plain).start()
     cdc = daemon(lab)
     try:
         began_us, before = time.time() * 1e6, cpu_seconds(cdc.pid)
@@ -184,6 +185,16 @@ def far_part(lab):
     for delay in (0, 50, 200):
         report(lab, f"far{delay}", [catch_up(lab, name, rows, delay) for _ in range(lab.args.runs)],
                ["flow MB/s", "MB/s", "CPU s/GB", "peak MiB"])
+
+
+def portable_part(lab):
+    """The target is an ordinary Milvus: Insert and Delete instead of ReplicateMessage."""
+    for part in ("large", "small", "mixed"):
+        rows, dim, batch, deletes = SHAPES[part](lab.args)
+        name = lab.name(f"portable_{part}")
+        fill(lab, name, rows, dim, batch, 1, deletes)
+        report(lab, f"portable {part}", [catch_up(lab, name, rows, plain=True) for _ in range(lab.args.runs)],
+               ["MB/s", "CPU s/GB", "peak MiB", "rows/s"])
 
 
 def raw_part(lab):

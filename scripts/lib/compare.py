@@ -21,8 +21,9 @@ CALL_ERRORS = (MilvusException, grpc.RpcError)
 class Side:
     """A Milvus as pymilvus sees it: one connection for each database."""
 
-    def __init__(self, name, address, timeout=20):
-        self.name, self.address, self.timeout = name, address, timeout
+    def __init__(self, name, address, timeout=20, portable=False):
+        """portable: a target in that mode; keys that the source generates are plain ones there."""
+        self.name, self.address, self.timeout, self.portable = name, address, timeout, portable
 
     def alias(self, database="default"):
         alias = f"{self.address}/{database}"
@@ -148,6 +149,11 @@ def diff_schema(name, a, b, out):
         diff_value(f"{name}: field {x['name']}", x, y, out)
 
 
+def without_auto_id(described):
+    fields = [{k: v for k, v in f.items() if k != "auto_id"} for f in described["fields"]]
+    return {**described, "auto_id": None, "fields": fields}
+
+
 def diff_rows(name, a, b, out):
     missing, extra = sorted(set(a) - set(b)), sorted(set(b) - set(a))
     other = sorted(k for k in set(a) & set(b) if a[k] != b[k])
@@ -185,7 +191,10 @@ def compare_collection(source, target, name, database="default", data=True):
         return [f"{full}: exists on the {'source' if here else 'target'} only"]
     if not here:
         return []
-    diff_schema(full, source.describe(name, database), target.describe(name, database), out)
+    sides = [source.describe(name, database), target.describe(name, database)]
+    if target.portable:
+        sides = [without_auto_id(d) for d in sides]
+    diff_schema(full, *sides, out)
     diff_value(f"{full}: partitions", source.partitions(name, database), target.partitions(name, database), out)
     diff_value(f"{full}: indexes", source.indexes(name, database), target.indexes(name, database), out)
     state = source.loaded(name, database)

@@ -61,17 +61,24 @@ static void on_created(void *arg, const struct err *err)
 {
     struct call *c = arg;
 
-    if (err)
+    json_t *task;
+
+    if (err) {
         fail_with(c, err);
-    else
-        call_ok(c, json_pack("{s:s}", "task_id", c->task_id));
+        return;
+    }
+    task = manager_task_json(c->s->m, c->task_id); /* NULL: deleted in the same moment */
+    call_ok(c, json_pack("{s:s, s:O*, s:O*}", "task_id", c->task_id, "mode", json_object_get(task, "mode"), "mode_reason",
+                         json_object_get(task, "mode_reason")));
+    json_decref(task);
 }
 
 static void do_create(struct call *c, const json_t *data)
 {
     const struct config *config = c->s->config;
     struct spec_limits limits = {.max_name_length = (size_t)config->max_name_length,
-                                 .replicate_chan = config->replicate_chan};
+                                 .replicate_chan = config->replicate_chan,
+                                 .source_readable = config->source_milvus.uri != NULL};
     struct err err = {0};
     json_t *decoded = spec_decode(data, &err);
     struct task_spec *spec;

@@ -76,6 +76,11 @@ const struct key config_keys[] = {
     {"sourceConfig.etcdMetaSubPath", KEY_TEXT, AT(source_etcd.meta_sub_path),
      .newer = "sourceConfig.etcd.metaSubPath"},
 
+    {"sourceConfig.milvus.uri", KEY_TEXT, AT(source_milvus.uri)},
+    {"sourceConfig.milvus.token", KEY_SECRET, AT(source_milvus.token)},
+    {"sourceConfig.milvus.tlsCACertPath", KEY_TEXT, AT(source_milvus.tls_ca_cert_path)},
+    {"sourceConfig.milvus.tlsCertPath", KEY_TEXT, AT(source_milvus.tls_cert_path)},
+    {"sourceConfig.milvus.tlsKeyPath", KEY_TEXT, AT(source_milvus.tls_key_path)},
     {"sourceConfig.rocksmq.path", KEY_TEXT, AT(rocksmq_path)},
     {"sourceConfig.replicateChan", KEY_TEXT, AT(replicate_chan)},
     {"sourceConfig.channelNum", KEY_UNUSED, .note = NOTE_CHANNELS},

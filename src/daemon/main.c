@@ -28,6 +28,8 @@
 #include "loop/loop.h"
 #include "milvus/catalog.h"
 #include "milvus/etcd.h"
+#include "milvus/rows.h"
+#include "milvus/target.h"
 #include "registry/registry.h"
 #include "task/health.h"
 #include "task/manager.h"
@@ -51,6 +53,7 @@ struct daemon {
     struct catalog *catalog;
     struct queue_search *search;
     struct queue *queue;
+    struct rows_port *rows; /* NULL: the source's API is not told */
     struct manager *manager;
     struct api_server *api;
     struct event *sigterm, *sigint, *sighup;
@@ -68,7 +71,7 @@ static const char usage[] =
     "       milvus-cdc health [OPTION]...   asks a running daemon, for cron and monitors; health --help says more\n"
     "       milvus-cdc token [NAME]         a new token for the control endpoint\n"
     "\n"
-    "Captures the changes of one Milvus and applies them to standby Milvus servers in real time.\n"
+    "Captures the changes of one Milvus and applies them to other Milvus servers in real time.\n"
     "Tasks are made and controlled with POST /cdc (default address 127.0.0.1:8444).\n"
     "\n"
     "  --config FILE    configuration, default ./configs/cdc.yaml, else /etc/milvus-cdc/cdc.yaml\n"
@@ -78,7 +81,7 @@ static const char usage[] =
     "\n"
     "Source:  Milvus 2.3 to 2.5 on Kafka, Pulsar, NATS (natsmq), or RocksMQ (a default standalone server,\n"
     "         on this machine's file system); metadata from its etcd.\n"
-    "Target:  a standby Milvus (common.ttMsgEnabled: false).\n"
+    "Target:  a standby Milvus (common.ttMsgEnabled: false), or any that takes writes (mode portable).\n"
     "Signals: SIGTERM and SIGINT stop reading, let the writes in flight finish, store checkpoints; exit code 0.\n"
     "         SIGHUP reads the configuration again: logLevel, api.*, maxTaskNum, maxNameLength take effect at once.\n"
     "Logs:    standard error, logfmt.\n"
@@ -132,6 +135,7 @@ static void release(struct daemon *d)
     notify_free(d->notify);
     api_stop(d->api);
     manager_free(d->manager);
+    rows_close(d->rows);
     queue_search_cancel(d->search);
     queue_close(d->queue);
     if (d->catalog)
@@ -202,17 +206,36 @@ static void on_ready(void *arg, const struct err *err)
     loop_stop(d->loop);
 }
 
+/* The source's public API, where it is told. */
+static int open_rows(struct daemon *d, struct err *err)
+{
+    const struct config_milvus *c = &d->config->source_milvus;
+    struct target_options o = {.uri = c->uri,
+                               .token = c->token,
+                               .ca_path = c->tls_ca_cert_path,
+                               .cert_path = c->tls_cert_path,
+                               .key_path = c->tls_key_path};
+
+    if (!c->uri)
+        return 0;
+    d->rows = rows_open(d->loop, &o, err);
+    return d->rows ? 0 : err_wrap(err, "sourceConfig.milvus");
+}
+
 /* Everything that needs the queue. */
 static int start_tasks(struct daemon *d, struct err *err)
 {
     d->queue = queue_open(d->loop, d->config, err);
     if (!d->queue)
         return err->code;
+    if (open_rows(d, err))
+        return err->code;
     d->manager = manager_new(&(struct manager_deps){.loop = d->loop,
                                                     .config = d->config,
                                                     .registry = d->registry,
                                                     .catalog = d->catalog,
                                                     .wal = queue_port(d->queue),
+                                                    .rows = d->rows,
                                                     .daemon_id = d->id,
                                                     .lease_ms = d->config->lease_ms});
     d->api = api_start(d->loop, d->config, d->manager, err);

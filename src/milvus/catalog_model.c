@@ -581,6 +581,12 @@ static void publish_partitions(struct cat_collection *c)
     }
 }
 
+static void add_default(struct src_collection *pub, int64_t id)
+{
+    pub->default_ids = xrealloc(pub->default_ids, (pub->n_default_ids + 1) * sizeof(*pub->default_ids));
+    pub->default_ids[pub->n_default_ids++] = id;
+}
+
 static void publish_fields(struct cat_collection *c)
 {
     enum { STRING = 20, VARCHAR = 21 }; /* milvus schema.proto DataType */
@@ -589,14 +595,21 @@ static void publish_fields(struct cat_collection *c)
     size_t i = 0, len;
 
     c->props.has_partition_key = false;
+    xfree(&c->pub.pk_name);
+    c->pub.n_default_ids = 0;
     while (cat_user_field(c, &i, &data, &len, &f)) {
         if (f.partition_key)
             c->props.has_partition_key = true;
+        if (f.has_default)
+            add_default(&c->pub, f.id);
         if (!f.primary_key)
             continue;
         c->pub.pk_field_id = f.id;
         c->pub.pk_is_string = f.data_type == STRING || f.data_type == VARCHAR;
+        free(c->pub.pk_name);
+        c->pub.pk_name = xstrndup((const char *)f.name, f.name_len);
     }
+    c->pub.has_partition_key = c->props.has_partition_key;
 }
 
 static void publish_info(struct cat_collection *c)
@@ -778,6 +791,8 @@ static void free_coll(struct cat_collection *c)
     items_release(&c->fields);
     items_release(&c->functions);
     free(c->pub.db_name);
+    free(c->pub.pk_name);
+    free(c->pub.default_ids);
     cat_info_free(c->info);
     cat_info_free(c->next);
     free(c);

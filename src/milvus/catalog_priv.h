@@ -127,7 +127,9 @@ void cat_info_free(struct cat_info *info); /* NULL is allowed */
 struct cat_field {
     int64_t id;
     int32_t data_type;
-    bool primary_key, partition_key, dynamic, named;
+    bool primary_key, partition_key, dynamic, named, has_default;
+    const uint8_t *name; /* borrows from the value */
+    size_t name_len;
 };
 /* Reads what is needed of an encoded FieldSchema.  False: not protobuf. */
 bool cat_field_parse(const uint8_t *data, size_t len, struct cat_field *ret);

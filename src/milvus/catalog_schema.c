@@ -20,6 +20,7 @@ enum {
     FIELD_PRIMARY_KEY = 3,
     FIELD_DATA_TYPE = 5,
     FIELD_STATE = 9,
+    FIELD_DEFAULT = 11,
     FIELD_DYNAMIC = 12,
     FIELD_PARTITION_KEY = 13,
     FUNCTION_ID = 2,
@@ -208,8 +209,13 @@ bool cat_field_parse(const uint8_t *data, size_t len, struct cat_field *ret)
     int rc;
 
     while ((rc = pb_scan_next(&s, &f)) > 0) {
-        if (f.num == FIELD_NAME && f.wire == PB_LEN)
+        if (f.num == FIELD_NAME && f.wire == PB_LEN) {
             field.named = f.len > 0;
+            field.name = f.data;
+            field.name_len = f.len;
+        }
+        if (f.num == FIELD_DEFAULT)
+            field.has_default = true;
         if (f.wire != PB_VARINT)
             continue;
         if (f.num == FIELD_ID)

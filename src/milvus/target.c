@@ -1,4 +1,4 @@
-/* target.c - the sink for a standby: life, databases, drops, data. */
+/* target.c - the sink: life, databases, drops; and the data of a standby. */
 #include "milvus/target.h"
 
 #include "base/log.h"
@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { REPLICATE_BASE_MS = 30000, REPLICATE_MS_PER_MB = 1000 };
+enum { DATA_BASE_MS = 30000, DATA_MS_PER_MB = 1000 };
 
 /* ---- life ------------------------------------------------------------------------------------- */
 
@@ -30,15 +30,14 @@ static uint64_t sink_generation(struct sink *s)
     return grpc_client_generation(target_of(s)->grpc);
 }
 
-static const struct sink_ops ops = {
-    .ensure_collection = target_ensure_collection,
-    .ensure_database = target_ensure_database,
-    .drop_collection = target_drop_collection,
-    .drop_partition = target_drop_partition,
-    .apply_operation = target_apply_operation,
-    .replicate = target_replicate,
-    .cancel = sink_cancel,
-    .generation = sink_generation,
+#define COMMON_OPS                                                                                                     \
+    .ensure_collection = target_ensure_collection, .ensure_database = target_ensure_database,                          \
+    .drop_collection = target_drop_collection, .drop_partition = target_drop_partition,                                \
+    .apply_operation = target_apply_operation, .cancel = sink_cancel, .generation = sink_generation
+
+static const struct sink_ops ops[] = {
+    [TARGET_STANDBY] = {COMMON_OPS, .replicate = target_replicate},
+    [TARGET_PLAIN] = {COMMON_OPS, .write = target_write},
 };
 
 struct sink *target_open(struct loop *l, const struct target_options *o, struct err *err)
@@ -51,7 +50,8 @@ struct sink *target_open(struct loop *l, const struct target_options *o, struct 
     if (!grpc)
         return NULL;
     t = xcalloc(1, sizeof(*t));
-    t->sink.ops = &ops;
+    t->sink.ops = &ops[o->mode];
+    t->mode = o->mode;
     t->loop = l;
     t->grpc = grpc;
     t->address = address;
@@ -109,7 +109,7 @@ static void database_create(struct sink_call *c)
     Pb__CreateDatabaseRequest req = PB__CREATE_DATABASE_REQUEST__INIT;
     struct replicate_base base;
 
-    req.msg_base = replicate_base_init(&base, c->db_tt);
+    req.msg_base = replicate_base_init(&base, c->target, c->db_tt);
     req.db_name = pb_str(c->db);
     call_send(c, "CreateDatabase", ANSWER_STATUS, NULL, &req.base, on_database_created);
 }
@@ -184,7 +184,7 @@ struct sink_call *target_drop_collection(struct sink *s, const char *db, const c
     Pb__CollectionRequest req = PB__COLLECTION_REQUEST__INIT;
     struct replicate_base base;
 
-    req.msg_base = replicate_base_init(&base, tt);
+    req.msg_base = replicate_base_init(&base, p->call.target, tt);
     req.db_name = pb_str(db);
     req.collection_name = pb_str(name);
     call_send(&p->call, "DropCollection", ANSWER_STATUS, db, &req.base, on_dropped);
@@ -194,6 +194,7 @@ struct sink_call *target_drop_collection(struct sink *s, const char *db, const c
 /*
  * A partition is dropped; when the target has it loaded, it is released first. The source refuses that drop too, so a user
  * released, dropped and loaded again; release and load come over another channel, and the load may be here already.
+ * Milvus Lite cannot release one partition: there the collection is released, and loaded again.
  */
 struct drop_part {
     struct sink_call call;
@@ -201,7 +202,7 @@ struct drop_part {
     void *arg;
     char *db, *collection, *partition;
     uint64_t tt;
-    bool released;
+    bool released, reload; /* reload: the whole collection was released */
 };
 
 static struct drop_part *drop_part_of(struct sink_call *c)
@@ -235,10 +236,20 @@ static void drop_part_send(struct drop_part *d, const char *method, answer_fn fn
     Pb__PartitionRequest req = PB__PARTITION_REQUEST__INIT;
     struct replicate_base base;
 
-    req.msg_base = replicate_base_init(&base, d->tt);
+    req.msg_base = replicate_base_init(&base, d->call.target, d->tt);
     req.db_name = d->db;
     req.collection_name = d->collection;
     req.partition_name = d->partition;
+    call_send(&d->call, method, ANSWER_STATUS, d->db, &req.base, fn);
+}
+
+/* Release or load of the whole collection. */
+static void drop_part_send_collection(struct drop_part *d, const char *method, answer_fn fn)
+{
+    Pb__CollectionRequest req = PB__COLLECTION_REQUEST__INIT;
+
+    req.db_name = d->db;
+    req.collection_name = d->collection;
     call_send(&d->call, method, ANSWER_STATUS, d->db, &req.base, fn);
 }
 
@@ -246,10 +257,25 @@ static void on_part_dropped(struct sink_call *c, const struct answer *a);
 
 static void on_part_released(struct sink_call *c, const struct answer *a)
 {
-    if (!a->ok)
+    struct drop_part *d = drop_part_of(c);
+
+    if (a->ok) {
+        drop_part_send(d, "DropPartition", on_part_dropped);
+    } else if (a->err.code == ERR_UNSUPPORTED && c->target->mode == TARGET_PLAIN && !d->reload) {
+        d->reload = true;
+        drop_part_send_collection(d, "ReleaseCollection", on_part_released);
+    } else {
         drop_part_done(c, &a->err);
-    else
-        drop_part_send(drop_part_of(c), "DropPartition", on_part_dropped);
+    }
+}
+
+/* The partition is gone in any case. */
+static void on_reloaded(struct sink_call *c, const struct answer *a)
+{
+    if (!a->ok)
+        log_warn("target", "a collection was released to drop a partition and could not be loaded again",
+                 KS("target", c->target->address), KS("partition", c->object), KS("error", a->err.text));
+    drop_part_done(c, NULL);
 }
 
 static void on_part_dropped(struct sink_call *c, const struct answer *a)
@@ -262,7 +288,10 @@ static void on_part_dropped(struct sink_call *c, const struct answer *a)
         drop_part_send(d, "ReleasePartitions", on_part_released);
         return;
     }
-    drop_part_done(c, a->ok || absent ? NULL : &a->err);
+    if (d->reload && (a->ok || absent))
+        drop_part_send_collection(d, "LoadCollection", on_reloaded);
+    else
+        drop_part_done(c, a->ok || absent ? NULL : &a->err);
 }
 
 static void drop_part_skip(struct sink_call *c)
@@ -374,18 +403,18 @@ static struct evbuffer *replicate_head(const char *pchannel, uint64_t begin_tt, 
     return body;
 }
 
-static unsigned replicate_deadline_ms(size_t bytes)
+unsigned target_data_deadline_ms(size_t bytes)
 {
     size_t mb = bytes >> 20;
 
-    return REPLICATE_BASE_MS + REPLICATE_MS_PER_MB * (unsigned)(mb < 1024 ? mb : 1024);
+    return DATA_BASE_MS + DATA_MS_PER_MB * (unsigned)(mb < 1024 ? mb : 1024);
 }
 
 struct sink_call *target_replicate(struct sink *s, const char *pchannel, uint64_t begin_tt, uint64_t end_tt,
                                    struct evbuffer *msgs, sink_batch_fn done, void *arg)
 {
     struct replicate_call *r = xcalloc(1, sizeof(*r));
-    unsigned deadline_ms = replicate_deadline_ms(evbuffer_get_length(msgs));
+    unsigned deadline_ms = target_data_deadline_ms(evbuffer_get_length(msgs));
     struct evbuffer *body = replicate_head(pchannel, begin_tt, end_tt);
 
     call_init(&r->call, target_of(s), xstrdup(pchannel), replicate_release, replicate_fail);

@@ -1,6 +1,7 @@
 /*
- * target_collection.c - makes a collection and its partitions on the standby, compares, describes.
+ * target_collection.c - makes a collection and its partitions on the target, compares, describes.
  *
+ *   [GetVersion -->]
  *   DescribeCollection --absent--> [ListDatabases, CreateDatabase] --> CreateCollection --> DescribeCollection ...
  *   DescribeCollection --there---> compare --> ShowPartitions --> [CreatePartition ...] --> ShowPartitions --> done
  *
@@ -25,6 +26,7 @@ struct ensure {
     char *db, *name;
     uint64_t tt;        /* create time on the source */
     size_t n_shards;    /* of the source */
+    struct sink_shard *source_shards; /* plain: until they are the answer's */
     Pb__CollectionSchema *schema; /* the source's; NULL: not known any more, only shards are compared */
     bool partition_key;
     Pb__CreateCollectionRequest req; /* borrows from here and below */
@@ -33,7 +35,8 @@ struct ensure {
     uint8_t *schema_bytes;
     char **partitions; /* alive ones of the source */
     size_t n_partitions;
-    bool created;      /* the collection, by this call */
+    bool created;      /* the collection, just now, by this call (ours) or somebody else */
+    bool ours;
     size_t next;       /* index in partitions: those before it exist or were created */
     bool made_some;
     unsigned tries;
@@ -59,6 +62,7 @@ static void ensure_release(struct sink_call *c)
     struct ensure *e = ensure_of(c);
 
     free_result(e);
+    target_shards_free(e->source_shards, e->source_shards ? e->n_shards : 0);
     for (size_t i = 0; i < e->n_partitions; i++)
         free(e->partitions[i]);
     for (size_t i = 0; i < e->req.n_properties; i++) {
@@ -100,6 +104,11 @@ static bool ensure_again(struct ensure *e, void (*ask)(struct sink_call *))
     return true;
 }
 
+static bool is_plain(const struct ensure *e)
+{
+    return e->call.target->mode == TARGET_PLAIN;
+}
+
 static void describe(struct sink_call *c);
 static void show_partitions(struct sink_call *c);
 
@@ -122,8 +131,9 @@ static bool partition_exists(const struct ensure *e, const char *name)
 static int take_partitions(struct ensure *e, const Pb__ShowPartitionsResponse *m, struct err *err)
 {
     struct sink_collection *r = &e->result;
+    bool ids = m->n_partition_ids > 0 || !is_plain(e); /* Milvus Lite tells none, nor needs them */
 
-    if (m->n_partition_names != m->n_partition_ids)
+    if (ids && m->n_partition_names != m->n_partition_ids)
         return err_set(err, ERR_PROTO, ERRC_RETRY, "the target lists %zu partition names and %zu ids",
                        m->n_partition_names, m->n_partition_ids);
     for (size_t i = 0; i < r->n_partitions; i++)
@@ -132,7 +142,8 @@ static int take_partitions(struct ensure *e, const Pb__ShowPartitionsResponse *m
     r->partitions = xcalloc(m->n_partition_names + 1, sizeof(*r->partitions));
     r->n_partitions = m->n_partition_names;
     for (size_t i = 0; i < r->n_partitions; i++)
-        r->partitions[i] = (struct sink_partition){m->partition_ids[i], xstrdup(m->partition_names[i])};
+        r->partitions[i] =
+            (struct sink_partition){ids ? m->partition_ids[i] : (int64_t)i + 1, xstrdup(m->partition_names[i])};
     qsort(r->partitions, r->n_partitions, sizeof(*r->partitions), partition_cmp);
     return 0;
 }
@@ -165,7 +176,7 @@ static bool create_next_partition(struct ensure *e)
         e->next++;
     if (e->next == e->n_partitions)
         return false;
-    req.msg_base = replicate_base_init(&base, e->tt);
+    req.msg_base = replicate_base_init(&base, e->call.target, e->tt);
     req.db_name = e->db;
     req.collection_name = e->name;
     req.partition_name = e->partitions[e->next];
@@ -218,6 +229,18 @@ static void ensure_finish(struct ensure *e)
 {
     call_end(&e->call);
     e->done(e->arg, NULL, &e->result);
+}
+
+/* With a partition key the plain target hashes rows itself: nobody asks for its partitions. */
+static void take_source_partitions(struct ensure *e)
+{
+    struct sink_collection *r = &e->result;
+
+    r->partitions = xcalloc(e->n_partitions + 1, sizeof(*r->partitions));
+    for (; r->n_partitions < e->n_partitions; r->n_partitions++)
+        r->partitions[r->n_partitions] =
+            (struct sink_partition){(int64_t)r->n_partitions + 1, xstrdup(e->partitions[r->n_partitions])};
+    ensure_finish(e);
 }
 
 static void partitions_known(struct ensure *e)
@@ -284,18 +307,24 @@ static void show_partitions(struct sink_call *c)
 
 /* ---- collection ------------------------------------------------------------------------------- */
 
+static bool made_already(const struct answer *a)
+{
+    return a->milvus_code && (strstr(a->err.text, "duplicate collection") || strstr(a->err.text, "already exist"));
+}
+
 static void on_created(struct sink_call *c, const struct answer *a)
 {
     struct ensure *e = ensure_of(c);
 
     /* made by somebody else just now: what it is like, the comparison tells */
-    if (!a->ok && !(a->milvus_code && strstr(a->err.text, "duplicate collection"))) {
+    if (!a->ok && !made_already(a)) {
         ensure_fail(c, &a->err);
         return;
     }
     if (a->ok)
         log_info("target", "collection created", KS("target", c->target->address), KS("collection", c->object));
     e->created = true;
+    e->ours = a->ok;
     describe(c);
 }
 
@@ -329,23 +358,52 @@ static void collection_absent(struct ensure *e, const struct answer *a)
     }
 }
 
+/* What the target does not know it leaves out in silence. */
+static int compare_schema(struct ensure *e, const Pb__CollectionSchema *target, struct err *err)
+{
+    struct err cause;
+    int rc;
+
+    if (!e->schema)
+        return 0;
+    rc = is_plain(e) ? target_schema_compare_plain(e->schema, target, &cause)
+                     : target_schema_compare(e->schema, target, &cause);
+    if (!rc)
+        return 0;
+    if (e->ours && is_plain(e))
+        return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
+                       "%s. It was made just now with the source's schema: this version of the target does not offer "
+                       "that. Exclude the collection or upgrade the target",
+                       cause.text);
+    return err_set(err, cause.code, cause.cls, "%s. Drop the target's collection or map to another name", cause.text);
+}
+
+static int take_shards(struct ensure *e, const Pb__DescribeCollectionResponse *m, struct err *err)
+{
+    if (!is_plain(e))
+        return target_shards(m, e->n_shards, &e->result.shards, err);
+    e->result.shards = e->source_shards;
+    e->source_shards = NULL;
+    return 0;
+}
+
 static int take_description(struct ensure *e, const Pb__DescribeCollectionResponse *m, struct err *err)
 {
     int rc;
 
-    if (!m->schema || m->collection_id == 0)
+    if (!m->schema || (m->collection_id == 0 && !is_plain(e)))
         return err_set(err, ERR_PROTO, ERRC_RETRY, "the target describes it without schema or id");
     if (*m->schema->name && strcmp(m->schema->name, e->name) != 0)
         return err_set(err, ERR_STATE, ERRC_USER,
                        "the name is an alias of %s on the target. Drop the alias or map to another name",
                        m->schema->name);
-    rc = e->schema ? target_schema_compare(e->schema, m->schema, err) : 0;
+    rc = compare_schema(e, m->schema, err);
     free_result(e);
     if (!rc)
-        rc = target_shards(m, e->n_shards, &e->result.shards, err);
+        rc = take_shards(e, m, err);
     if (!rc) {
         e->result.n_shards = e->n_shards;
-        e->result.id = m->collection_id;
+        e->result.id = m->collection_id ? m->collection_id : 1; /* Milvus Lite tells none, nor needs one */
     }
     return rc;
 }
@@ -376,7 +434,10 @@ static void on_described(struct sink_call *c, const struct answer *a)
         return;
     }
     e->tries = 0;
-    show_partitions(c);
+    if (is_plain(e) && e->partition_key)
+        take_source_partitions(e);
+    else
+        show_partitions(c);
 }
 
 static void describe(struct sink_call *c)
@@ -389,23 +450,70 @@ static void describe(struct sink_call *c)
     call_send(c, "DescribeCollection", ANSWER_FIELD_1, e->db, &req.base, on_described);
 }
 
+static void on_version(struct sink_call *c, const struct answer *a)
+{
+    struct ensure *e = ensure_of(c);
+    struct answer ans = *a;
+    char context[CONTEXT_MAX];
+    Pb__GetVersionResponse *m = NULL;
+    int rc = 0;
+
+    if (ans.ok)
+        m = answer_unpack(&ans, &pb__get_version_response__descriptor, call_context(c, context, sizeof(context)));
+    if (!m && ans.err.code != ERR_UNSUPPORTED) {
+        ensure_fail(c, &ans.err);
+        return;
+    }
+    if (m) {
+        rc = target_schema_check_version(e->schema, m->version, &ans.err);
+        pb__get_version_response__free_unpacked(m, NULL);
+    }
+    if (rc)
+        ensure_refuse(e, &ans.err);
+    else
+        describe(c);
+}
+
+static void ask_version(struct sink_call *c)
+{
+    Pb__CollectionRequest empty = PB__COLLECTION_REQUEST__INIT;
+
+    call_send(c, "GetVersion", ANSWER_FIELD_1, NULL, &empty.base, on_version);
+}
+
 /* ---- what the source has: copied, the catalog changes while we ask ---------------------------- */
+
+/* The source's keys are kept: none is made there. */
+static void without_auto_id(Pb__CollectionSchema *s)
+{
+    s->auto_id = false;
+    for (size_t i = 0; i < s->n_fields; i++)
+        s->fields[i]->auto_id = false;
+}
 
 static int take_schema(struct ensure *e, const struct src_collection *c, struct err *err)
 {
     uint8_t *data;
     size_t len;
+    int rc;
 
     catalog_user_schema(c, &data, &len);
+    rc = is_plain(e) ? target_schema_check_functions(data, len, err) : 0;
     e->schema = pb__collection_schema__unpack(NULL, len, data);
     free(data);
+    if (rc)
+        return err_wrap(err, "collection %s.%s", c->db_name, c->name);
     if (!e->schema)
         return err_set(err, ERR_PROTO, ERRC_DATA, "collection %s.%s: its schema cannot be parsed", c->db_name,
                        c->name);
+    if (is_plain(e) && target_schema_check_types(e->schema, err))
+        return err_wrap(err, "collection %s.%s", c->db_name, c->name);
     e->partition_key = target_schema_has_partition_key(e->schema);
     if (e->schema->name != protobuf_c_empty_string)
         free(e->schema->name);
     e->schema->name = xstrdup(e->name); /* must equal collection_name */
+    if (is_plain(e))
+        without_auto_id(e->schema);
     e->req.schema.len = pb__collection_schema__get_packed_size(e->schema);
     e->req.schema.data = e->schema_bytes = xmalloc(e->req.schema.len + 1);
     pb__collection_schema__pack(e->schema, e->schema_bytes);
@@ -437,11 +545,18 @@ static void take_alive_partitions(struct ensure *e, const struct src_collection 
 
 static void fill_request(struct ensure *e)
 {
-    e->req.msg_base = replicate_base_init(&e->base, e->tt);
+    e->req.msg_base = replicate_base_init(&e->base, e->call.target, e->tt);
     e->req.db_name = e->db;
     e->req.collection_name = e->name;
     e->req.shards_num = (int32_t)e->n_shards;
     e->req.num_partitions = e->partition_key ? (int64_t)e->n_partitions : 0;
+}
+
+static void take_source_shards(struct ensure *e, const struct src_collection *c)
+{
+    e->source_shards = xcalloc(c->n_shards + 1, sizeof(*e->source_shards));
+    for (size_t i = 0; i < c->n_shards; i++)
+        e->source_shards[i] = (struct sink_shard){xstrdup(c->shards[i].vchannel), xstrdup(c->shards[i].pchannel)};
 }
 
 /* c->impl NULL: the source's metadata is gone, the collection is only looked for. */
@@ -450,10 +565,15 @@ static int take_source(struct ensure *e, const struct src_collection *c, struct 
     int rc;
 
     e->n_shards = c->n_shards;
+    if (is_plain(e))
+        take_source_shards(e, c);
     e->tt = c->create_tt ? c->create_tt : tt_from_ms(clock_wall_ms()); /* 0 is refused */
     pb__create_collection_request__init(&e->req);
     if (!c->impl) {
         e->allow_create = false;
+        if (is_plain(e))
+            take_alive_partitions(e, c);
+        e->partition_key = is_plain(e) && c->has_partition_key;
         return 0;
     }
     rc = take_schema(e, c, err);
@@ -479,6 +599,8 @@ struct sink_call *target_ensure_collection(struct sink *s, const struct src_coll
     e->allow_create = allow_create;
     if (take_source(e, c, &e->call.late))
         call_fail_later(&e->call);
+    else if (is_plain(e) && e->schema && target_schema_needs_version(e->schema))
+        ask_version(&e->call);
     else
         describe(&e->call);
     return &e->call;

@@ -288,8 +288,10 @@ void call_fail_later(struct sink_call *c)
     call_after(c, 0, on_late);
 }
 
-Pb__MsgBase *replicate_base_init(struct replicate_base *b, uint64_t tt)
+Pb__MsgBase *replicate_base_init(struct replicate_base *b, const struct target *t, uint64_t tt)
 {
+    if (t->mode == TARGET_PLAIN)
+        return NULL;
     pb__replicate_info__init(&b->info);
     pb__msg_base__init(&b->base);
     b->info.is_replicate = true;

@@ -1,5 +1,5 @@
 /*
- * target_op.c - operations of the replicate channel, done again on the standby.
+ * target_op.c - operations of the replicate channel, done again on the target.
  *
  * A request is not unpacked: the names and base are written anew, every other field is copied, so that what newer
  * versions add gets through.
@@ -101,8 +101,9 @@ static void add_base(struct pb_out *out, uint64_t tt)
     pb_out_release(&base);
 }
 
-int target_op_rewrite(int msg_type, const uint8_t *data, size_t len, const char *db, const char *collection,
-                      char *const *partitions, size_t n_partitions, struct pb_out *out, struct err *err)
+int target_op_rewrite(enum target_mode mode, int msg_type, const uint8_t *data, size_t len, const char *db,
+                      const char *collection, char *const *partitions, size_t n_partitions, struct pb_out *out,
+                      struct err *err)
 {
     const struct rule *r = find_rule(msg_type);
     struct pb_scan s = pb_scan_init(data, len);
@@ -122,7 +123,8 @@ int target_op_rewrite(int msg_type, const uint8_t *data, size_t len, const char 
         pb_out_release(&rest);
         return err_set(err, ERR_PROTO, ERRC_DATA, "%s: not a request (%zu bytes)", r->method, len);
     }
-    add_base(out, tt);
+    if (mode == TARGET_STANDBY)
+        add_base(out, tt);
     pb_out_str(out, REQ_DB_NAME, db);
     if (r->about == ABOUT_COLLECTION)
         pb_out_str(out, REQ_COLLECTION, collection);
@@ -279,6 +281,8 @@ static bool is_done_already(const struct rule *r, const struct answer *a)
         return false;
     if (r->type == OP_CREATE_DATABASE)
         return strstr(a->err.text, "already exist") != NULL;
+    if (r->type == OP_CREATE_INDEX && a->milvus_code == MERR_LITE_INDEX_EXISTS)
+        return true; /* it does not look whether it is the same one */
     return r->absent_is_done && a->err.code == ERR_NOT_FOUND;
 }
 
@@ -310,6 +314,23 @@ static bool flush_is_over(const struct op_call *o, const struct answer *a)
     return true;
 }
 
+/* Smaller Milvus do not offer each of these; none changes a row. */
+static bool may_be_missing(const struct op_call *o, const struct answer *a)
+{
+    static const int types[] = {OP_LOAD_PARTITIONS, OP_RELEASE_PARTITIONS, OP_ALTER_INDEX, OP_ALTER_DATABASE, OP_FLUSH};
+
+    if (o->call.target->mode != TARGET_PLAIN || a->err.code != ERR_UNSUPPORTED)
+        return false;
+    for (size_t i = 0; i < sizeof(types) / sizeof(*types); i++)
+        if (types[i] == o->rule->type) {
+            log_warn("target", "the target does not offer an operation, going on without",
+                     KS("target", o->call.target->address), KS("operation", o->rule->method),
+                     KS("collection", o->call.object), KS("error", a->err.text));
+            return true;
+        }
+    return false;
+}
+
 static void on_op(struct sink_call *c, const struct answer *a)
 {
     struct op_call *o = op_of(c);
@@ -317,7 +338,7 @@ static void on_op(struct sink_call *c, const struct answer *a)
 
     if (has_partitions(o->rule->type) && partition_missing(a) && without_partition(o))
         return;
-    if (a->ok || is_done_already(o->rule, a) || flush_is_over(o, a)) {
+    if (a->ok || is_done_already(o->rule, a) || flush_is_over(o, a) || may_be_missing(o, a)) {
         op_done(c, NULL);
         return;
     }
@@ -332,8 +353,8 @@ static void op_send(struct sink_call *c)
     struct evbuffer *body = evbuffer_new();
     struct pb_out out = {0};
 
-    if (target_op_rewrite(o->rule->type, o->data, o->len, o->db, o->collection, o->partitions, o->n_partitions, &out,
-                          &c->late)) {
+    if (target_op_rewrite(c->target->mode, o->rule->type, o->data, o->len, o->db, o->collection, o->partitions,
+                          o->n_partitions, &out, &c->late)) {
         err_wrap(&c->late, "operation of the replicate channel");
         call_fail_later(c);
     } else {

@@ -1,5 +1,5 @@
 /*
- * target_priv.h - the parts of the standby sink: one struct sink_call per operation, its RPCs one after another.
+ * target_priv.h - the parts of the sink: one struct sink_call per operation, its RPCs one after another.
  *
  * Ownership  a sink_call belongs to its target's list until call_end(), sink->ops->cancel() or target_close();
  *            its memory goes when the loop turn ends.   Thread  loop thread only.
@@ -38,6 +38,7 @@ enum {
 /* Status codes (milvus pkg/util/merr). */
 enum {
     MERR_NOT_READY = 1,
+    MERR_LITE_INDEX_EXISTS = 35, /* Milvus Lite only */
     MERR_UNIMPLEMENTED = 10,
     MERR_COLLECTION_NOT_FOUND = 100,
     MERR_PARTITION_NOT_FOUND = 200,
@@ -59,6 +60,7 @@ struct target {
     struct loop *loop;
     struct grpc_client *grpc;
     char *address; /* for texts */
+    enum target_mode mode;
     bool ignore_partition;
     LIST_HEAD(, sink_call) calls;
 };
@@ -122,12 +124,12 @@ const char *call_context(const struct sink_call *c, char *buf, size_t size);
 
 enum { DDL_DEADLINE_MS = 30000, CONTEXT_MAX = 600 };
 
-/* base{replicateInfo{isReplicate true, msgTimestamp tt}} */
+/* base{replicateInfo{isReplicate true, msgTimestamp tt}} for a standby; NULL, no base, for a plain target. */
 struct replicate_base {
     Pb__ReplicateInfo info;
     Pb__MsgBase base;
 };
-Pb__MsgBase *replicate_base_init(struct replicate_base *b, uint64_t tt);
+Pb__MsgBase *replicate_base_init(struct replicate_base *b, const struct target *t, uint64_t tt);
 
 /* An operation without a result. */
 struct plain_call {
@@ -155,6 +157,25 @@ static inline char *pb_str(const char *s)
  * partition key, element type, nullable, type params; dynamic field.  0, or ERR_STATE (USER) naming field and values.
  */
 int target_schema_compare(const Pb__CollectionSchema *source, const Pb__CollectionSchema *target, struct err *err);
+/*
+ * The same for a plain target, where the source's schema has autoID off: fields by name in any order, since rows carry the
+ * names, and the target's key must not be made there.
+ */
+int target_schema_compare_plain(const Pb__CollectionSchema *source, const Pb__CollectionSchema *target,
+                                struct err *err);
+/* A function that the source has run already when it writes the row: its output cannot be written again. ERR_UNSUPPORTED
+ * (USER) names it. schema: encoded. */
+int target_schema_check_functions(const uint8_t *schema, size_t len, struct err *err);
+/* Kinds of fields whose values the WAL has in another form than the public API takes (geometry, times, structs), or that
+ * are not known here: ERR_UNSUPPORTED (USER) names the field. */
+int target_schema_check_types(const Pb__CollectionSchema *s, struct err *err);
+/*
+ * Kinds of fields that came with a later version: servers of an earlier one make the collection, but cannot write it.
+ * needs: there is one, so that the version must be asked for.  check: ERR_UNSUPPORTED (USER) names field and version; a
+ * version that cannot be read ("v2.3.5-lite" can) passes.
+ */
+bool target_schema_needs_version(const Pb__CollectionSchema *s);
+int target_schema_check_version(const Pb__CollectionSchema *s, const char *version, struct err *err);
 bool target_schema_has_partition_key(const Pb__CollectionSchema *s);
 
 struct vchannel {
@@ -175,11 +196,12 @@ void target_shards_free(struct sink_shard *shards, size_t n);
 /* ---- target_op.c: pure part ---- */
 
 /*
- * A user's request with the target's names and base{replicateInfo} with its own time.  partitions (NULL: as they are)
- * replaces partition_names of Load/ReleasePartitions.  ERR_PROTO (DATA): not a request.
+ * A user's request with the target's names and, for a standby, base{replicateInfo} with its own time.  partitions (NULL:
+ * as they are) replaces partition_names of Load/ReleasePartitions.  ERR_PROTO (DATA): not a request.
  */
-int target_op_rewrite(int msg_type, const uint8_t *data, size_t len, const char *db, const char *collection,
-                      char *const *partitions, size_t n_partitions, struct pb_out *out, struct err *err);
+int target_op_rewrite(enum target_mode mode, int msg_type, const uint8_t *data, size_t len, const char *db,
+                      const char *collection, char *const *partitions, size_t n_partitions, struct pb_out *out,
+                      struct err *err);
 
 /* A flush that takes longer counts as done. Tests shorten it. */
 extern unsigned target_flush_deadline_ms;
@@ -197,6 +219,9 @@ struct sink_call *target_apply_operation(struct sink *s, int msg_type, const uin
                                          const char *db, const char *collection, sink_done_fn done, void *arg);
 struct sink_call *target_replicate(struct sink *s, const char *pchannel, uint64_t begin_tt, uint64_t end_tt,
                                    struct evbuffer *msgs, sink_batch_fn done, void *arg);
+struct sink_call *target_write(struct sink *s, const struct sink_write *w, sink_batch_fn done, void *arg);
 /* True: the target certainly produced nothing of that request. */
 bool target_replicate_refused(const struct answer *a);
+/* For a request of that many bytes of rows. */
+unsigned target_data_deadline_ms(size_t bytes);
 #endif

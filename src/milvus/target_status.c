@@ -14,9 +14,9 @@ static const struct rule rules[] = {
     {MERR_NOT_READY, ERR_UNAVAILABLE, ERRC_RETRY, ""},
     {2, ERR_UNAVAILABLE, ERRC_RETRY, ""},
     {3, ERR_LIMIT, ERRC_RETRY, "memory limit of the target: give it more memory or release collections there"},
-    {4, ERR_LIMIT, ERRC_RETRY, ""},
+    {4, ERR_LIMIT, ERRC_RETRY, "the target has too many requests at once"},
     {7, ERR_LIMIT, ERRC_RETRY, "disk quota of the target: raise its quotaAndLimits...diskProtection or free space"},
-    {8, ERR_LIMIT, ERRC_RETRY, ""},
+    {8, ERR_LIMIT, ERRC_RETRY, "a rate limit of the target: look at its quotaAndLimits"},
     {9, ERR_LIMIT, ERRC_RETRY, "a quota of the target denies writes: look at its quotaAndLimits"},
     {MERR_UNIMPLEMENTED, ERR_UNSUPPORTED, ERRC_USER, "this version of the target does not offer it"},
     {11, ERR_UNAVAILABLE, ERRC_RETRY, ""},
@@ -82,12 +82,24 @@ static int32_t code_of_old(int32_t old_code)
     return MERR_UNEXPECTED;
 }
 
+/* Milvus Lite has its own use of two numbers that mean something else in Milvus, where another old one comes along. */
+static int32_t code_of_lite(int32_t code, int32_t old_code, const char *reason)
+{
+    enum { LITE_UNEXPECTED = 1, LITE_ILLEGAL_ARGUMENT = 6 };
+
+    if (code == LITE_UNEXPECTED && old_code <= LITE_UNEXPECTED)
+        return MERR_UNEXPECTED;
+    if (code != LITE_ILLEGAL_ARGUMENT || old_code != LITE_ILLEGAL_ARGUMENT)
+        return code;
+    return reason && strncmp(reason, "database ", 9) == 0 && strstr(reason, "does not exist") ? MERR_DATABASE_NOT_FOUND
+                                                                                             : MERR_PARAMETER_INVALID;
+}
+
 int32_t target_status_code(int32_t code, int32_t old_code, const char *reason)
 {
     if (code == 0 && old_code == 0)
         return 0;
-    if (code == 0)
-        code = code_of_old(old_code);
+    code = code == 0 ? code_of_old(old_code) : code_of_lite(code, old_code, reason);
     if (code == MERR_UNEXPECTED && reason && strstr(reason, "can't find collection"))
         return MERR_COLLECTION_NOT_FOUND;
     return code;

@@ -114,17 +114,18 @@ void coll_count(struct coll *c, bool written, bool delete, uint64_t rows)
     (*m)->value += (double)rows;
 }
 
-void coll_set_names(struct coll *c, const char *db, const char *name, const char *dst_db, const char *dst_name)
+void coll_set_names(struct coll *c, const char *db, const char *name, const char *dst_db, const char *dst_name,
+                    const char *pk_name)
 {
-    const char *from[] = {db, name, dst_db, dst_name};
-    char **to[] = {&c->db, &c->name, &c->dst_db, &c->dst_name};
+    const char *from[] = {db, name, dst_db, dst_name, pk_name ? pk_name : ""};
+    char **to[] = {&c->db, &c->name, &c->dst_db, &c->dst_name, &c->pk_name};
     size_t bytes = 0;
     char *p;
 
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         bytes += strlen(from[i]) + 1;
     p = xmalloc(bytes);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         *to[i] = p;
         p = stpcpy(p, from[i]) + 1;
     }
@@ -135,10 +136,11 @@ struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, cons
 {
     struct coll *c = coll_alloc(t, sc->id, sc->n_shards);
 
-    coll_set_names(c, sc->db_name, sc->name, m->target_db, m->target_name);
+    coll_set_names(c, sc->db_name, sc->name, m->target_db, m->target_name, sc->pk_name);
     c->create_tt = sc->create_tt;
     c->pk_field_id = sc->pk_field_id;
     c->pk_is_string = sc->pk_is_string;
+    c->partition_key = sc->has_partition_key;
     c->state = COLL_NEW;
     for (size_t i = 0; i < c->n_shards; i++) {
         struct shard *sh = &c->shards[i];
@@ -205,6 +207,7 @@ void coll_detach(struct coll *c)
 {
     struct store *s = c->task->o.store;
 
+    copy_free(c);
     c->task->o.sink->ops->cancel(c->call);
     c->call = NULL;
     ensure_ended(c);
@@ -232,6 +235,7 @@ static void coll_forget(struct coll *c)
     if (coll_drop_open(c) && t->drops_open)
         t->drops_open--;
     timer_cancel(&c->retry);
+    copy_free(c);
     for (size_t i = 0; i < c->n_shards; i++)
         shard_unlink(c, &c->shards[i], b);
     c->state = COLL_GONE;
@@ -269,18 +273,32 @@ static int user_error(struct coll *c, const char *text)
     return -1;
 }
 
+/* An ordinary target chooses shards itself: then there is one queue for each channel of the source. */
+static void map_shard(struct coll *c, struct shard *sh, const struct sink_shard *d)
+{
+    char *own;
+
+    if (!c->task->o.hub->portable) {
+        set_text(&sh->dst_vchannel, d->vchannel);
+        set_text(&sh->dst_pchannel, d->pchannel);
+        return;
+    }
+    own = xasprintf("%s:%s", c->task->o.id, sh->pchannel); /* another task's time is another source's, or later */
+    set_text(&sh->dst_vchannel, sh->vchannel);
+    set_text(&sh->dst_pchannel, own);
+    free(own);
+}
+
 static int map_shards(struct coll *c, const struct sink_collection *d)
 {
-    if (d->n_shards != c->n_shards)
+    if (d->n_shards != c->n_shards && !c->task->o.hub->portable)
         return user_error(c, "the target has another number of shards");
     if (c->dst_id && c->dst_id != d->id)
         return user_error(c, "the target's collection is not the one that was replicated: somebody dropped and made "
                              "it again. Delete the task and create it anew");
     c->dst_id = d->id;
-    for (size_t i = 0; i < c->n_shards; i++) {
-        set_text(&c->shards[i].dst_vchannel, d->shards[i].vchannel);
-        set_text(&c->shards[i].dst_pchannel, d->shards[i].pchannel);
-    }
+    for (size_t i = 0; i < c->n_shards; i++)
+        map_shard(c, &c->shards[i], &d->shards[i]);
     return 0;
 }
 
@@ -389,6 +407,7 @@ static int check_parts(struct coll *c, const struct sink_collection *d)
     return 0;
 }
 
+/* With what the copy leaves in doubt; its record goes in the same commit. */
 static void link_shards(struct coll *c)
 {
     struct store *s = c->task->o.store;
@@ -401,9 +420,11 @@ static void link_shards(struct coll *c)
             continue;
         sh->link = stream_link(sh->stream, sh->dst_pchannel);
         sh->link->n_shards++;
+        link_doubt(sh->link, copy_doubt(c, i));
         link_fill_ckpt(sh->link, &ck);
         s->ops->put_ckpt(b, &ck);
     }
+    copy_free(c);
     coll_put(c, b);
     s->ops->commit(b, NULL, NULL);
 }
@@ -434,12 +455,33 @@ static bool reads_over_gap(const struct coll *c)
     return false;
 }
 
+/* Its streams may go on. */
+static void coll_flows(struct coll *c, bool first);
+
 static void coll_mapped(struct coll *c)
 {
     bool first = c->state == COLL_MAPPING;
 
     c->backoff.cur_ms = 0;
     set_text(&c->trouble, NULL);
+    if (first && c->copy && !c->src_dropping && !c->forced)
+        c->state = COLL_COPYING;
+    if (c->state == COLL_COPYING) {
+        coll_save(c); /* with the target's names */
+        copy_kick(c);
+        return;
+    }
+    coll_flows(c, first);
+}
+
+void coll_copied(struct coll *c)
+{
+    c->state = COLL_MAPPING; /* until its links are there */
+    coll_flows(c, true);
+}
+
+static void coll_flows(struct coll *c, bool first)
+{
     if (first) {
         c->state = any_shard_dropped(c) ? COLL_DROPPING : COLL_ACTIVE;
         if (c->state == COLL_DROPPING)
@@ -503,7 +545,9 @@ static struct src_collection describe_from_record(const struct coll *c, struct s
                                 .shards = shards,
                                 .n_shards = c->n_shards,
                                 .pk_field_id = c->pk_field_id,
-                                .pk_is_string = c->pk_is_string};
+                                .pk_is_string = c->pk_is_string,
+                                .pk_name = c->pk_name,
+                                .has_partition_key = c->partition_key};
 
     for (size_t i = 0; i < c->n_shards; i++)
         shards[i] = (struct src_shard){.vchannel = c->shards[i].vchannel, .pchannel = c->shards[i].pchannel};
@@ -858,6 +902,31 @@ void coll_update(struct coll *c, const struct src_collection *sc)
     coll_kick(c);
 }
 
+struct msg_columns *coll_columns(const struct coll *c)
+{
+    const struct src_collection *sc = c->task->o.catalog->ops->get(c->task->o.catalog, c->id);
+    struct msg_columns *columns = msg_columns_new();
+
+    if (sc)
+        msg_columns_defaults(columns, sc->default_ids, sc->n_default_ids);
+    return columns;
+}
+
+bool coll_verified(const struct coll *c)
+{
+    const struct sink *s = c->task->o.hub->sink;
+
+    return c->verified_gen && c->verified_gen == s->ops->generation((struct sink *)(uintptr_t)s);
+}
+
+bool coll_part_alive(struct coll *c, int64_t id)
+{
+    const struct part *p = coll_part(c, id);
+    const struct src_partition *sp = find_part(c->task->o.catalog->ops->get(c->task->o.catalog, c->id), id);
+
+    return p && p->dst_id && !p->dropping && sp && sp->state == SRC_ALIVE;
+}
+
 void coll_unverify(struct coll *c)
 {
     c->verified_gen = 0;
@@ -871,6 +940,14 @@ void coll_kick(struct coll *c)
     case COLL_MAPPING:
         if (c->task->ensuring < MAX_ENSURING) /* else it is kicked when there are fewer */
             map_kick(c);
+        return;
+    case COLL_COPYING:
+        if (c->src_dropping || c->forced)
+            coll_copied(c); /* nobody needs the rest */
+        else if (!coll_verified(c))
+            coll_ensure(c);
+        else
+            copy_kick(c);
         return;
     case COLL_ACTIVE:
     case COLL_DROPPING:

@@ -60,10 +60,10 @@ static json_t *part_json(const struct coll *c, const struct part *p)
 
 void coll_put(struct coll *c, struct store_batch *b)
 {
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:b}", "db", c->db, "name", c->name, "dst_db",
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:b, s:s, s:b}", "db", c->db, "name", c->name, "dst_db",
                           c->dst_db, "dst_name", c->dst_name, "dst_id", u64_json((uint64_t)c->dst_id), "create_tt",
                           u64_json(c->create_tt), "pk_field", u64_json((uint64_t)c->pk_field_id), "pk_string",
-                          c->pk_is_string);
+                          c->pk_is_string, "pk_name", c->pk_name, "partition_key", c->partition_key);
     json_t *shards = json_array(), *parts = json_array();
     char *text;
 
@@ -73,6 +73,8 @@ void coll_put(struct coll *c, struct store_batch *b)
         json_array_append_new(parts, part_json(c, c->parts[i]));
     json_object_set_new(o, "shards", shards);
     json_object_set_new(o, "partitions", parts);
+    if (c->copy)
+        json_object_set_new(o, "copy", copy_json(c));
     text = json_dumps(o, JSON_COMPACT);
     c->task->o.store->ops->put_collection(b, c->id, text);
     free(text);
@@ -147,17 +149,20 @@ struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_
         return NULL;
     }
     c = coll_alloc(t, rec->id, json_array_size(shards));
-    coll_set_names(c, names[0], names[1], names[2], names[3]);
+    coll_set_names(c, names[0], names[1], names[2], names[3], json_string_value(json_object_get(o, "pk_name")));
     c->dst_id = (int64_t)json_u64(o, "dst_id");
     c->create_tt = json_u64(o, "create_tt");
     c->pk_field_id = (int64_t)json_u64(o, "pk_field");
     c->pk_is_string = json_is_true(json_object_get(o, "pk_string"));
+    c->partition_key = json_is_true(json_object_get(o, "partition_key"));
     c->state = COLL_MAPPING;
     c->may_exist = true; /* it may have been made just before the record could say so */
     json_array_foreach(shards, i, e)
         shard_from_json(c, &c->shards[i], e);
     json_array_foreach(parts, i, e)
         part_from_json(c, e);
+    if (json_object_get(o, "copy"))
+        copy_from_json(c, json_object_get(o, "copy"));
     json_decref(o);
     return c;
 }

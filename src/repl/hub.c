@@ -15,6 +15,7 @@ struct repl_hub *repl_hub_new(const struct repl_hub_options *o)
     h->sink = o->sink;
     h->key = xstrdup(o->key);
     h->tick_interval_ms = o->tick_interval_ms;
+    h->portable = o->portable;
     h->retry = (struct backoff){.min_ms = o->retry_min_ms, .max_ms = o->retry_max_ms};
     h->batch_bytes = o->batch_bytes;
     h->channel_bytes = o->channel_bytes;

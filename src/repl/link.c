@@ -16,6 +16,9 @@
  * Repair: messages that the target may have already (after a crash, or a request without an answer) are sent again as
  * delete + insert at new times (target.md 3.7). They are windows too.
  *
+ * To an ordinary Milvus (hub->portable) a link never is live: windows go as they are, sorted by collection and time, since
+ * the target gives times of its own in the order of its calls (portable.c).
+ *
  * The log's order and the order of time may differ. Whenever messages get new times, the confirmed ones that are not older
  * are repeated with them.
  */
@@ -86,6 +89,16 @@ static int cmp_time(const void *pa, const void *pb)
     return wal_pos_cmp(a->pos, b->pos);
 }
 
+/* Collections do not depend on each other: more of one goes into a call. */
+static int cmp_portable(const void *pa, const void *pb)
+{
+    const struct item *a = *(struct item *const *)pa, *b = *(struct item *const *)pb;
+
+    if (a->coll->id != b->coll->id)
+        return a->coll->id < b->coll->id ? -1 : 1;
+    return cmp_time(pa, pb);
+}
+
 /* The producer's retry may put a message into the log twice; the target would see that by the id, but not after a
  * repair, which gives new ids. */
 static bool same_message(const struct item *a, const struct item *b)
@@ -137,7 +150,7 @@ static struct item **window_take(struct link *l, uint64_t tick, bool retime, siz
         items[n++] = it;
     }
     if (n)
-        qsort(items, n, sizeof(struct item *), cmp_time);
+        qsort(items, n, sizeof(struct item *), l->tchan->hub->portable ? cmp_portable : cmp_time);
     for (size_t i = 0; i < n; i++) {
         it = items[i];
         items[i] = NULL;
@@ -175,7 +188,7 @@ static bool window_in_doubt(const struct link *l, uint64_t tick)
 static void window_send(struct link *l, uint64_t tick)
 {
     size_t n;
-    bool retime = window_in_doubt(l, tick) || l->tick_read < time_floor(l);
+    bool retime = !l->tchan->hub->portable && (window_in_doubt(l, tick) || l->tick_read < time_floor(l));
     struct item **items = window_take(l, tick, retime, &n);
     struct wal_pos last = WAL_POS_NONE;
     bool repair = false;
@@ -306,20 +319,23 @@ static void catch_up(struct link *l, struct wal_pos pos, uint64_t tt)
     uint64_t ahead = l->tchan->tick_built;
     struct item *it;
 
-    if (!l->tchan->tick_loaded || wal_pos_cmp(pos, l->repair_to) < 0)
+    if (!l->tchan->tick_loaded || (wal_pos_cmp(pos, l->repair_to) < 0 && !l->tchan->hub->portable))
         return; /* the window goes on */
     if (tt + tt_from_ms(NEAR_MS) >= ahead && !l->counted) {
         l->counted = true;
         l->tick_built = l->tick_read; /* what it may promise until its next tick is built */
     }
     window_send(l, tt);
-    l->repair_to = WAL_POS_NONE;
+    if (wal_pos_cmp(pos, l->repair_to) >= 0)
+        l->repair_to = WAL_POS_NONE;
     it = queue_tick(l, pos, tt);
     if (!TAILQ_EMPTY(&l->hold)) {
         it->start = TAILQ_FIRST(&l->hold)->pos;
         it->ack = wal_pos_before(it->start);
     }
     l->tick_read = tt;
+    if (l->tchan->hub->portable)
+        return;
     if (l->counted && tt >= time_floor(l) && !hold_in_doubt(l)) {
         l->mode = LINK_LIVE;
         hold_pass_on(l, pos);
@@ -450,6 +466,14 @@ void link_restart(struct link *l)
     l->sent = wal_pos_cmp(l->maybe, l->done) > 0 ? l->maybe : l->done;
     l->dirty = l->ticked = true;
     begin_catchup(l);
+}
+
+void link_doubt(struct link *l, struct wal_pos pos)
+{
+    if (wal_pos_cmp(pos, l->sent) <= 0)
+        return;
+    l->sent = l->maybe = l->repair_to = pos;
+    l->dirty = l->ticked = true;
 }
 
 void link_free(struct link *l)

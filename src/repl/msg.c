@@ -137,6 +137,23 @@ int msg_find_base(const uint8_t *data, size_t len, struct pb_field *ret_base, st
     return 0;
 }
 
+int msg_find_only(const uint8_t *data, size_t len, uint32_t num, enum pb_wire wire, struct pb_field *ret)
+{
+    struct pb_scan s = pb_scan_init(data, len);
+    struct pb_field f;
+    int n, found = 0;
+
+    while ((n = pb_scan_next(&s, &f)) > 0) {
+        if (f.num != num)
+            continue;
+        if (found || f.wire != wire)
+            return -1;
+        *ret = f;
+        found = 1;
+    }
+    return n < 0 ? -1 : found;
+}
+
 static int scan_base(const struct pb_field *base, struct msg_head *h, struct err *err)
 {
     struct pb_scan s = pb_scan_init(base->data, base->len);

@@ -23,6 +23,56 @@ const struct msg_layout *msg_layout_of(int type);
 /* The sole MsgBase of an encoded message. 0; ERR_PROTO (DATA) when none, two or not protobuf. */
 int msg_find_base(const uint8_t *data, size_t len, struct pb_field *ret_base, struct err *err);
 
+/* A text key as an expression has it. */
+void msg_out_quoted(struct pb_out *o, const uint8_t *s, size_t len);
+
+/* How many rows a Query's answer has, and the greatest key as text of an expression (caller frees; NULL: no rows). */
+int msg_page_keys(const uint8_t *data, size_t len, const char *pk_name, uint64_t *ret_rows, char **ret_last,
+                  struct err *err);
+
+enum { PAGE_F_FIELDS_DATA = 2 }; /* of QueryResults */
+
+/* Numbers in InsertRequest and DeleteRequest; schema.proto: FieldData, ScalarField, IDs, and the arrays in them. */
+enum { INSERT_F_FIELDS_DATA = 13, DELETE_F_OLD_KEYS = 9, DELETE_F_PRIMARY_KEYS = 12 };
+enum {
+    FIELD_F_TYPE = 1,
+    FIELD_F_NAME = 2,
+    FIELD_F_SCALARS = 3,
+    FIELD_F_VECTORS = 4,
+    FIELD_F_ID = 5,
+    FIELD_F_DYNAMIC = 6,
+    FIELD_F_VALID = 7,
+};
+enum { SCALAR_F_LONG = 3, SCALAR_F_STRING = 6 };
+enum { IDS_F_INT = 1, IDS_F_STR = 2, ARRAY_F_DATA = 1 };
+
+/* Field num of a message. 1; 0: not there; -1: not protobuf, a wrong wire type, or there twice. */
+int msg_find_only(const uint8_t *data, size_t len, uint32_t num, enum pb_wire wire, struct pb_field *ret);
+
+/* A column in one Insert, as it lies there. */
+struct msg_column {
+    const uint8_t *name;
+    size_t name_len;
+    uint64_t type, id;
+    bool dynamic;
+    uint32_t kind, array;    /* field numbers: scalars or vectors, and which array in it */
+    uint64_t dim, sparse_dim; /* of vectors */
+    const uint8_t *data;     /* the array's content */
+    size_t len;
+    const uint8_t *valid;    /* a byte per row; NULL: the column is not nullable */
+    size_t valid_len;
+    struct buf *own;         /* holds data where that was copied */
+    size_t column;           /* place in msg_columns */
+};
+
+bool msg_column_is_sparse(const struct msg_column *c);
+/* Copies the values when some rows are null. Own is the caller's. ERR_PROTO (DATA): not possible. */
+int msg_column_remove_nulls(struct msg_column *c, const struct msg_head *head, struct err *err);
+/* Gives the empty arrays of a column of arrays a list of their kind; copies the values where there are some. */
+void msg_column_fill_arrays(struct msg_column *c);
+/* ERR_PROTO (DATA) that names message and column. */
+int msg_column_err(const struct msg_head *head, const struct msg_column *c, const char *why, struct err *err);
+
 /* n timestamps of value tt as one packed field. */
 void msg_out_times(struct pb_out *o, uint32_t num, uint64_t tt, uint64_t n);
 

@@ -180,30 +180,6 @@ size_t msg_append_drop_partition(const struct msg_rewrite *rw, const char *parti
 
 /* ---- the delete half of a repair ----------------------------------------------------------- */
 
-enum { INSERT_F_FIELDS_DATA = 13, DELETE_F_PRIMARY_KEYS = 12 };
-/* schema.proto: FieldData, ScalarField, IDs */
-enum { FIELD_F_SCALARS = 3, FIELD_F_ID = 5, SCALAR_F_LONG = 3, SCALAR_F_STRING = 6 };
-enum { IDS_F_INT = 1, IDS_F_STR = 2, ARRAY_F_DATA = 1 };
-
-/* Field num of a message. 1; 0: not there; -1: not protobuf, a wrong wire type, or there twice. */
-static int find_only(const uint8_t *data, size_t len, uint32_t num, enum pb_wire wire,
-                     struct pb_field *ret)
-{
-    struct pb_scan s = pb_scan_init(data, len);
-    struct pb_field f;
-    int n, found = 0;
-
-    while ((n = pb_scan_next(&s, &f)) > 0) {
-        if (f.num != num)
-            continue;
-        if (found || f.wire != wire)
-            return -1;
-        *ret = f;
-        found = 1;
-    }
-    return n < 0 ? -1 : found;
-}
-
 /* The FieldData of a column. */
 static int find_column(const uint8_t *data, size_t len, int64_t field_id, struct pb_field *ret)
 {
@@ -215,7 +191,7 @@ static int find_column(const uint8_t *data, size_t len, int64_t field_id, struct
         if (f.num != INSERT_F_FIELDS_DATA)
             continue;
         id.varint = 0;
-        if (f.wire != PB_LEN || find_only(f.data, f.len, FIELD_F_ID, PB_VARINT, &id) < 0)
+        if (f.wire != PB_LEN || msg_find_only(f.data, f.len, FIELD_F_ID, PB_VARINT, &id) < 0)
             return -1;
         if ((int64_t)id.varint != field_id)
             continue;
@@ -258,8 +234,8 @@ static int find_keys(const struct msg_head *head, const uint8_t *data, size_t le
     struct pb_field column, scalars, array;
 
     if (find_column(data, len, field_id, &column) <= 0 ||
-        find_only(column.data, column.len, FIELD_F_SCALARS, PB_LEN, &scalars) <= 0 ||
-        find_only(scalars.data, scalars.len, is_string ? SCALAR_F_STRING : SCALAR_F_LONG, PB_LEN,
+        msg_find_only(column.data, column.len, FIELD_F_SCALARS, PB_LEN, &scalars) <= 0 ||
+        msg_find_only(scalars.data, scalars.len, is_string ? SCALAR_F_STRING : SCALAR_F_LONG, PB_LEN,
                   &array) <= 0)
         return err_set(err, ERR_PROTO, ERRC_DATA,
                        "Insert message %lld of collection %lld: no column of %s for the primary key"

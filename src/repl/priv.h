@@ -14,6 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/queue.h>
+#include <jansson.h>
 #include <uthash.h>
 
 #include "base/backoff.h"
@@ -139,6 +140,8 @@ void link_fill_ckpt(const struct link *l, struct repl_ckpt *ret);
 bool link_has(const struct link *l, struct wal_pos pos, uint64_t tt);
 /* After link_reset(), when nothing of it is in flight any more: what was sent and not confirmed is in doubt. */
 void link_restart(struct link *l);
+/* Messages up to pos may be on the target already. */
+void link_doubt(struct link *l, struct wal_pos pos);
 struct item *item_new(enum item_kind kind, struct link *l);
 /* Counts the bytes against the task and the process until the item is freed. bytes = it->len. */
 void item_charge(struct item *it, size_t bytes);
@@ -177,6 +180,13 @@ struct request {
     struct store **noted;      /* where they are being stored */
     size_t n_noted;
     bool failed;               /* an intent was refused: never send */
+    /* portable (portable.c): the one call that it makes */
+    struct coll *coll;         /* an item holds the reference; NULL: nothing for the target */
+    enum sink_write_kind kind;
+    char *partition;
+    uint64_t rows;
+    struct msg_columns *columns; /* Insert, Upsert */
+    struct msg_keys *keys;       /* Delete */
 };
 TAILQ_HEAD(request_list, request);
 
@@ -219,6 +229,7 @@ struct repl_hub {
     struct sink *sink;
     char *key;
     unsigned tick_interval_ms;
+    bool portable;             /* an ordinary Milvus: calls of its public API, no ticks (portable.c) */
     struct backoff retry;      /* the waits of all who try again on the target */
     size_t batch_bytes, channel_bytes, flight_bytes;
     unsigned far_ms;
@@ -240,8 +251,26 @@ bool request_noted_in(const struct request *r, const struct store *store);
 void request_forget(struct request *r, const struct link *l);
 /* Moves messages from the channel's queue into it, up to a batch. */
 void request_take_items(struct tchan *tc, struct request *r);
+/* One item, whose time on the target is tt. */
+void request_take(struct request *r, struct item *it, uint64_t tt);
+/* Has its collection been checked on this connection? If not, that begins. */
+bool item_checked(struct tchan *tc, struct item *it);
+/* False: its collection or shard is gone, and nobody needs it. */
+bool item_wanted(const struct item *it);
 /* Notes its ranges and its tick; tchan_kick() follows when all is durable. */
 void request_note(struct tchan *tc, struct request *r);
+
+/* portable.c */
+
+/* As request_take_items(): what one call can carry, and the ticks between. */
+void portable_take_items(struct tchan *tc, struct request *r);
+/* May it be under way together with what is? */
+bool portable_may_send(const struct tchan *tc, const struct request *next);
+/* r has rows. done gets r. */
+struct sink_call *portable_send(struct request *r, sink_batch_fn done);
+void portable_free(struct request *r);
+/* "Insert", ...: what the request calls. */
+const char *request_call_name(const struct request *r);
 
 static inline uint64_t max_tt(uint64_t a, uint64_t b)
 {
@@ -337,6 +366,7 @@ void stream_retain(struct stream *s);
 enum coll_state {
     COLL_NEW,      /* record not durable yet */
     COLL_MAPPING,  /* being made or checked on the target; its rows stall the stream */
+    COLL_COPYING,  /* its rows from before are being copied (copy.c); its messages stall the stream */
     COLL_ACTIVE,
     COLL_DROPPING, /* dropped on the source; each shard sends its drop message, then the call */
     COLL_GONE,     /* nothing left but references */
@@ -370,11 +400,11 @@ struct coll {
     struct repl_task *task;
     unsigned refs;
     int64_t id, dst_id;
-    char *db, *name, *dst_db, *dst_name; /* one allocation: see coll_set_names() */
+    char *db, *name, *dst_db, *dst_name, *pk_name; /* one allocation: see coll_set_names() */
     uint64_t create_tt;
     enum coll_state state;
     int64_t pk_field_id;
-    bool pk_is_string;
+    bool pk_is_string, partition_key;
     struct shard *shards;
     size_t n_shards;
     struct part **parts;         /* by id; an array, since most have one partition */
@@ -391,6 +421,7 @@ struct coll {
     int64_t asked_part;          /* partition that etcd is asked about */
     uint64_t asked_round;
     struct part *call_part;      /* whose drop call is under way */
+    struct copy *copy;           /* what it had before is not all on the target; NULL: nothing to do */
     struct sink_call *call;
     bool ensuring;               /* call makes or checks it */
     struct timer retry;
@@ -418,7 +449,8 @@ struct coll *coll_new(struct repl_task *t, const struct src_collection *sc, cons
 /* The empty object, and a new partition of it (coll.c), for those that read records. */
 struct coll *coll_alloc(struct repl_task *t, int64_t id, size_t n_shards);
 struct part *coll_part_new(struct coll *c, int64_t id, const char *name);
-void coll_set_names(struct coll *c, const char *db, const char *name, const char *dst_db, const char *dst_name);
+void coll_set_names(struct coll *c, const char *db, const char *name, const char *dst_db, const char *dst_name,
+                    const char *pk_name);
 struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_rec *rec, struct err *err);
 /* Adds its record to the batch / stores it in a commit of its own. */
 void coll_put(struct coll *c, struct store_batch *b);
@@ -446,6 +478,30 @@ bool coll_drop_open(const struct coll *c);
 void coll_on_gap(struct coll *c);
 /* Out of the task without touching the target or the store (task free). */
 void coll_detach(struct coll *c);
+
+/* For rows of it; never NULL. */
+struct msg_columns *coll_columns(const struct coll *c);
+/* Was it checked on the connection that is used now? */
+bool coll_verified(const struct coll *c);
+/* Has the target this partition, and the source not dropped it? */
+bool coll_part_alive(struct coll *c, int64_t id);
+/* The copy is over, or not wanted any more: its stream goes on. */
+void coll_copied(struct coll *c);
+
+/* ---- rows from before (copy.c) ---------------------------------------------------------------- */
+
+struct copy;
+/* c gets a copy that has not begun. */
+void copy_new(struct coll *c);
+/* Any state; nothing when there is none. */
+void copy_free(struct coll *c);
+/* Begins or goes on: the collection is mapped, or was checked again. */
+void copy_kick(struct coll *c);
+/* For its record. */
+json_t *copy_json(const struct coll *c);
+void copy_from_json(struct coll *c, const json_t *o);
+/* Messages of that shard up to here may be among the rows that were copied; NONE: none. */
+struct wal_pos copy_doubt(const struct coll *c, size_t shard);
 
 /* ---- operations (replicate channel) -------------------------------------------------------- */
 
@@ -505,6 +561,7 @@ struct repl_task {
     uint64_t counted;           /* number of the last request that was counted */
     struct metric *m_requests;
     unsigned ensuring;          /* collections that are being made or checked on the target */
+    unsigned copying;           /* collections whose rows are being copied just now */
     struct timer ckpt_timer, start_timer, stop_timer, kick_timer, fatal_timer;
     struct backoff start_backoff;
     store_done_fn started;
@@ -541,6 +598,6 @@ bool task_take_ckpt(struct repl_task *t, const char *src, const char *dst, struc
 /* One more call to the target that succeeded, in milvus_cdc_api_execute_total. */
 void task_count_call(struct repl_task *t, const char *api_type);
 /* The same for a request with messages, once for each number. */
-void task_count_request(struct repl_task *t, uint64_t number);
+void task_count_request(struct repl_task *t, uint64_t number, const struct request *r);
 void ckpt_release(struct repl_ckpt *c);
 #endif

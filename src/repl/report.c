@@ -97,6 +97,10 @@ void repl_task_health(const struct repl_task *t, uint64_t now_ms, struct repl_he
         note_stalled(ret, t->made_ms, "start");
     for (const struct stream *s = t->streams; s; s = s->hh.next)
         stream_health(s, now_ms, limit_ms, ret);
+    if (t->copying) { /* streams wait for that, as they should */
+        ret->stalled = NULL;
+        ret->stalled_since_ms = 0;
+    }
 }
 
 void repl_task_progress(struct repl_task *t, repl_progress_fn fn, void *arg)
@@ -106,6 +110,11 @@ void repl_task_progress(struct repl_task *t, repl_progress_fn fn, void *arg)
     for (struct coll *c = t->colls; c; c = c->hh.next)
         for (size_t i = 0; i < c->n_shards; i++) {
             const struct link *l = c->shards[i].link;
+            if (!l && c->copy)
+                fn(arg, &(struct repl_progress){.collection_id = c->id,
+                                                .src_channel = c->shards[i].pchannel,
+                                                .dst_channel = "",
+                                                .pos = c->shards[i].from});
             if (!l)
                 continue;
             fn(arg, &(struct repl_progress){.collection_id = c->id,

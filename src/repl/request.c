@@ -33,6 +33,7 @@ void request_free(struct request *r)
         TAILQ_REMOVE(&r->items, it, entry);
         item_free(it);
     }
+    portable_free(r);
     evbuffer_free(r->msgs);
     free(r->target_pos);
     free(r->noted);
@@ -124,7 +125,7 @@ static uint64_t item_new_time(struct tchan *tc, struct item *it)
 
 /* May the item be sent now?  Its collection must have been checked on this connection (target.md 3.1: a
  * wrong channel name takes the target down for good). */
-static bool item_checked(struct tchan *tc, struct item *it)
+bool item_checked(struct tchan *tc, struct item *it)
 {
     struct coll *c = it->coll;
 
@@ -233,10 +234,18 @@ static void range_add(struct req_range *rg, const struct item *it, uint64_t tt)
 }
 
 /* Rows behind their drop message would go to a channel that is gone. */
-static bool item_wanted(const struct item *it)
+bool item_wanted(const struct item *it)
 {
     return it->coll->state != COLL_GONE &&
            !(it->kind == ITEM_ROWS && it->coll->shards[it->shard].drop == SHARD_DROP_SENT);
+}
+
+/* Out of the queue, into the request. */
+void request_take(struct request *r, struct item *it, uint64_t tt)
+{
+    range_add(request_range(r, it->link), it, tt);
+    tchan_unqueue_item(r->tchan, it);
+    TAILQ_INSERT_TAIL(&r->items, it, entry);
 }
 
 void request_take_items(struct tchan *tc, struct request *r)
@@ -247,8 +256,6 @@ void request_take_items(struct tchan *tc, struct request *r)
         uint64_t tt = it->tt;
         if (!item_checked(tc, it))
             return;
-        tchan_unqueue_item(tc, it);
-        TAILQ_INSERT_TAIL(&r->items, it, entry);
         if (it->kind == ITEM_TICK)
             it->link->tick_built = it->tt;
         else if (item_wanted(it))
@@ -257,7 +264,7 @@ void request_take_items(struct tchan *tc, struct request *r)
             tc->row_built = tt;
         if (it->kind != ITEM_TICK && tt > r->end_tt)
             r->end_tt = tt;
-        range_add(request_range(r, it->link), it, tt);
+        request_take(r, it, tt);
     }
 }
 
@@ -311,15 +318,27 @@ static void request_commit(struct request *r, struct store *store, struct store_
     store->ops->commit(b, on_intent, r);
 }
 
+/*
+ * Of ticks nothing can be in doubt; but what was confirmed must not stay in doubt. On a portable target one note covers the
+ * whole window.
+ */
+static bool needs_note(const struct req_range *rg)
+{
+    const struct link *l = rg->link;
+
+    if (l && l->tchan->hub->portable && rg->has_rows)
+        return wal_pos_cmp(rg->doubt, l->sent) > 0;
+    return l && (rg->has_rows || l->dirty);
+}
+
 /* The tick is noted first, by one task: commits are carried out in order, so it is there when the last one is. */
 void request_note(struct tchan *tc, struct request *r)
 {
     struct repl_task *t = note_task(tc, r);
     struct store *store = t ? t->o.store : tc->keep_store;
 
-    /* of ticks nothing can be in doubt; but what was confirmed must not stay in doubt */
     for (size_t i = 0; i < r->n_ranges; i++)
-        r->ranges[i].note = r->ranges[i].link && (r->ranges[i].has_rows || r->ranges[i].link->dirty);
+        r->ranges[i].note = needs_note(&r->ranges[i]);
     if (r->tick && store) {
         struct store_batch *b = store->ops->begin(store, t ? t->o.id : tc->keep_task);
         store->ops->put_tick(b, tc->hub->key, tc->name, r->tick);

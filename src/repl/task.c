@@ -51,11 +51,23 @@ void task_count_call(struct repl_task *t, const char *api_type)
         ->value++;
 }
 
-void task_count_request(struct repl_task *t, uint64_t number)
+const char *request_call_name(const struct request *r)
+{
+    static const char *const names[] = {[SINK_INSERT] = "Insert", [SINK_UPSERT] = "Upsert", [SINK_DELETE] = "Delete"};
+
+    return r->coll ? names[r->kind] : "ReplicateMessage";
+}
+
+void task_count_request(struct repl_task *t, uint64_t number, const struct request *r)
 {
     if (t->counted == number)
         return;
     t->counted = number;
+    if (t->o.hub->portable) {
+        if (r->coll)
+            task_count_call(t, request_call_name(r));
+        return;
+    }
     if (!t->m_requests)
         t->m_requests = metric_get(METRIC_COUNTER, "milvus_cdc_api_execute_total", "calls to the target that succeeded",
                                    METRIC_LABELS({"task_id", t->o.id}, {"api_type", "ReplicateMessage"}));
@@ -151,7 +163,7 @@ static void kick_colls(struct repl_task *t, bool (*which)(const struct coll *c))
 
 static bool is_mapping(const struct coll *c)
 {
-    return c->state == COLL_MAPPING;
+    return c->state == COLL_MAPPING || c->state == COLL_COPYING;
 }
 
 static bool has_drop(const struct coll *c)
@@ -477,7 +489,9 @@ static void join_existing(struct repl_task *t, const struct src_collection *sc, 
 
     for (size_t i = 0; i < sc->n_shards && ok; i++)
         ok = join_place(t, sc, i, m, &joins[i]) == 0;
-    if (ok)
+    if (ok && m->snapshot)
+        copy_new(coll_new(t, sc, m, joins));
+    else if (ok)
         (void)coll_new(t, sc, m, joins);
     free(joins);
 }

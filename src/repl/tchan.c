@@ -224,6 +224,8 @@ static bool tchan_due(struct tchan *tc)
 {
     if (tc->rows_queued)
         return true;
+    if (tc->hub->portable)
+        return !TAILQ_EMPTY(&tc->queue) && tick_interval_over(tc);
     if (!tc->row_built && !tick_interval_over(tc))
         return false;
     if (tick_due(tc))
@@ -259,8 +261,12 @@ static void tchan_build(struct tchan *tc)
         return;
     r = request_new(tc);
     r->alone = TAILQ_EMPTY(&tc->flying) || !tchan_window(tc);
-    request_take_items(tc, r);
-    request_add_tick(tc, r);
+    if (tc->hub->portable) {
+        portable_take_items(tc, r);
+    } else {
+        request_take_items(tc, r);
+        request_add_tick(tc, r);
+    }
     if (TAILQ_EMPTY(&r->items) && !r->tick) {
         request_free(r); /* the first item waits for its collection's check */
         return;
@@ -292,6 +298,8 @@ static void range_confirm(struct req_range *rg, const char *target_pos)
         l->start_tt = l->done_tt = rg->tick_tt;
         l->m_write_tt->value = (double)tt_to_ms(rg->tick_tt);
         link_count(l, true, 2, TICK_BYTES);
+        if (l->tchan->hub->portable)
+            l->tchan->tick_sent = rg->tick_tt; /* all before it is there: what a drop or an operation waits for */
     }
     if (rg->has_rows && wal_pos_cmp(rg->op, l->op) > 0) {
         l->op = rg->op;
@@ -331,7 +339,7 @@ static void request_confirmed(struct request *r)
             continue;
         if (!r->ranges[i].voided)
             range_confirm(&r->ranges[i], r->target_pos);
-        task_count_request(r->ranges[i].link->stream->task, tc->hub->confirmed);
+        task_count_request(r->ranges[i].link->stream->task, tc->hub->confirmed, r);
     }
     TAILQ_FOREACH(it, &r->items, entry)
         if (it->kind == ITEM_DROP && it->link && request_confirms(r, it->link))
@@ -534,6 +542,8 @@ static bool may_send(struct tchan *tc, const struct request *r)
 {
     if (!r || r->commits_open || r->failed || timer_armed(&tc->retry_timer))
         return false;
+    if (tc->hub->portable)
+        return portable_may_send(tc, r);
     return TAILQ_EMPTY(&tc->flying) || (!r->alone && tc->flying_bytes + r->bytes <= tchan_window(tc));
 }
 
@@ -564,7 +574,9 @@ static void tchan_send(struct tchan *tc)
     if (!may_send(tc, r))
         return;
     request_depart(tc, r);
-    if (r->bytes) {
+    if (r->bytes && tc->hub->portable) {
+        r->call = portable_send(r, on_answer);
+    } else if (r->bytes) {
         r->call = s->ops->replicate(s, tc->name, r->begin_tt ? r->begin_tt : r->end_tt, r->end_tt, r->msgs, on_answer, r);
     } else {
         r->answered = true; /* nothing for the target (rows of a dropped collection): done */
@@ -616,6 +628,7 @@ struct tchan *tchan_new(struct repl_hub *h, const char *name)
     LIST_INIT(&tc->links);
     TAILQ_INIT(&tc->flying);
     tc->backoff = h->retry;
+    tc->tick_loaded = h->portable; /* no ticks of ours */
     tc->m_window = metric_get(METRIC_GAUGE, "milvus_cdc_target_window_bytes",
                               "bytes that may be under way to a far target, 0: one request at a time",
                               METRIC_LABELS({"channel_name", tc->name}));

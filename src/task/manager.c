@@ -289,29 +289,18 @@ static void create_store(struct mtask *t)
     free(json);
 }
 
-static void check_mode(enum target_mode mode, const struct err *err, struct err *ret)
-{
-    ret->code = ERR_OK;
-    if (err)
-        *ret = *err;
-    else if (mode != TARGET_STANDBY)
-        err_set(ret, ERR_STATE, ERRC_USER,
-                "the target is not a standby: it refuses ReplicateMessage. Set common.ttMsgEnabled: false in its "
-                "milvus.yaml and restart it");
-}
-
 static void on_create_probed(void *arg, const struct err *err, enum target_mode mode, const char *version)
 {
     struct mtask *t = arg;
     struct err e;
 
     t->probe = NULL;
-    check_mode(mode, err, &e);
-    if (e.code) {
-        manager_create_fail(t, &e);
+    if (err || spec_choose_mode(t->spec, mode == TARGET_STANDBY, version, &e)) {
+        manager_create_fail(t, err ? err : &e);
         return;
     }
-    log_info("task", "target probed", KS("task", t->id), KS("target", t->key), KS("version", version));
+    log_info("task", "target probed", KS("task", t->id), KS("target", t->key), KS("mode", spec_mode_name(t->spec->mode)),
+             KS("version", version));
     create_store(t);
 }
 
@@ -383,8 +372,8 @@ void manager_create_here(struct manager *m, struct task_spec *spec, manager_fn d
 
 static void keep(struct mtask *t)
 {
-    if (!t->spec || !t->spec->keep_queryable)
-        return;
+    if (!t->spec || !t->spec->keep_queryable || t->spec->mode == SPEC_PORTABLE)
+        return; /* an ordinary Milvus always is */
     runtime_open(t);
     runtime_keep(t);
 }
@@ -471,11 +460,9 @@ static void on_resume_probed(void *arg, const struct err *err, enum target_mode 
     struct mtask *t = arg;
     struct err e;
 
-    (void)version;
     t->probe = NULL;
-    check_mode(mode, err, &e);
-    if (e.code) {
-        manager_op_finish(t, &e, false);
+    if (err || spec_choose_mode(t->spec, mode == TARGET_STANDBY, version, &e)) {
+        manager_op_finish(t, err ? err : &e, false);
         return;
     }
     resume_start(t);
@@ -765,6 +752,20 @@ static void set_owner(json_t *o, const struct mtask *t)
     json_object_set_new(o, "owner_since_ms", json_integer(ours ? h->since_ms : t->since_ms));
 }
 
+/* How far the copy of what was there before is; nothing when there is none (any more). */
+static void set_snapshot(json_t *o, const struct mtask *t)
+{
+    struct repl_copying c = {0};
+
+    if (t->run)
+        repl_task_copying(t->run, &c);
+    if (c.collections)
+        json_object_set_new(o, "snapshot",
+                            json_pack("{s:I, s:I, s:I, s:I}", "collections", (json_int_t)c.collections, "rows",
+                                      (json_int_t)c.rows, "estimated_rows", (json_int_t)c.estimate, "rows_per_second",
+                                      (json_int_t)c.rows_per_s));
+}
+
 json_t *manager_task_json(struct manager *m, const char *task_id)
 {
     struct mtask *t = manager_find(m, task_id);
@@ -781,6 +782,7 @@ json_t *manager_task_json(struct manager *m, const char *task_id)
     if (*t->reason || *text)
         json_object_set_new(o, "reason", text_json(*text ? text : t->reason));
     set_owner(o, t);
+    set_snapshot(o, t);
     return o;
 }
 

@@ -14,10 +14,11 @@
 #include "task/manager.h"
 #include "task/spec.h"
 
-/* One target address, shared by the tasks that write to it. Data goes with the login and options of the first one. */
+/* One target address in one mode, shared by the tasks that write to it. Data goes with the login and options of the first. */
 struct endpoint {
     UT_hash_handle hh;
-    char *key;
+    char *key;        /* with the mode */
+    char *target_key; /* "host:port" */
     unsigned refs;
     struct sink *sink;
     char *login; /* and the other options of sink, in one text; secret */

@@ -16,11 +16,13 @@
 
 static bool sel_match(void *ctx, const char *db, const char *name, struct repl_match *ret)
 {
+    const struct task_spec *s = ctx;
     const struct spec_collection *sc = NULL;
 
     if (!spec_matches(ctx, db, name, &sc, &ret->target_db, &ret->target_name))
         return false;
-    ret->use_start_position = sc && sc->use_start_position;
+    ret->use_start_position = (sc && sc->use_start_position) || s->start == SPEC_EARLIEST;
+    ret->snapshot = s->start == SPEC_SNAPSHOT && !ret->use_start_position && sc && !sc->n_positions;
     return true;
 }
 
@@ -61,6 +63,17 @@ char *runtime_key(const struct task_spec *s)
     return key;
 }
 
+static bool runtime_portable(const struct task_spec *s)
+{
+    return s->mode == SPEC_PORTABLE;
+}
+
+/* A target that became a standby, or ceased to be one, may have tasks of both kinds. Caller frees. */
+static char *endpoint_key(const struct mtask *t)
+{
+    return xasprintf("%s %s", t->key, runtime_portable(t->spec) ? "portable" : "standby");
+}
+
 void runtime_target_options(const struct task_spec *s, struct target_options *ret)
 {
     *ret = (struct target_options){.uri = s->uri,
@@ -70,6 +83,7 @@ void runtime_target_options(const struct task_spec *s, struct target_options *re
                                    .ca_path = s->ca_path,
                                    .cert_path = s->cert_path,
                                    .key_path = s->key_path,
+                                   .mode = runtime_portable(s) ? TARGET_PLAIN : TARGET_STANDBY,
                                    .ignore_partition = s->ignore_partition};
 }
 
@@ -107,27 +121,33 @@ static struct endpoint *endpoint_get(struct mtask *t, struct err *err)
     struct manager *m = t->m;
     const struct config *cfg = m->d.config;
     struct target_options o;
+    char *key = endpoint_key(t);
     struct endpoint *e;
     struct sink *sink;
 
-    HASH_FIND_STR(m->endpoints, t->key, e);
+    HASH_FIND_STR(m->endpoints, key, e);
     if (e) {
+        free(key);
         e->refs++;
         return e;
     }
     runtime_target_options(t->spec, &o);
     set_holder(&o, m, holding_find(m, t->key));
     sink = target_open(m->d.loop, &o, err);
-    if (!sink)
+    if (!sink) {
+        free(key);
         return NULL;
+    }
     e = xcalloc(1, sizeof(*e));
-    e->key = xstrdup(t->key);
+    e->key = key;
+    e->target_key = xstrdup(t->key);
     e->refs = 1;
     e->sink = sink;
     e->login = login_text(t->spec);
     e->hub = repl_hub_new(&(struct repl_hub_options){.loop = m->d.loop,
                                                      .sink = sink,
                                                      .key = t->key,
+                                                     .portable = runtime_portable(t->spec),
                                                      .tick_interval_ms = (unsigned)cfg->time_tick_interval_ms,
                                                      .retry_min_ms = (unsigned)cfg->retry_initial_ms,
                                                      .retry_max_ms = (unsigned)cfg->retry_max_ms,
@@ -149,6 +169,7 @@ static void endpoint_put(struct manager *m, struct endpoint *e)
     target_close(e->sink);
     login_free(e->login);
     free(e->key);
+    free(e->target_key);
     free(e);
 }
 
@@ -200,6 +221,8 @@ int runtime_start(struct mtask *t, store_done_fn started, struct err *err)
         .task_bytes = cfg->task_bytes,
         .replicate_chan = cfg->replicate_chan,
         .ignore_partition = t->spec->ignore_partition,
+        .rows = m->d.rows,
+        .load_for_snapshot = t->spec->load_for_snapshot,
         .rpc_id = t->spec->rpc_id_len ? t->spec->rpc_id : NULL,
         .rpc_id_len = t->spec->rpc_id_len,
         .rpc_tt = t->spec->rpc_tt,
@@ -245,11 +268,9 @@ void runtime_keep(struct mtask *t)
 
 void runtime_cut(struct manager *m, const char *target_key)
 {
-    struct endpoint *e;
-
-    HASH_FIND_STR(m->endpoints, target_key, e);
-    if (e)
-        target_cut(e->sink);
+    for (struct endpoint *e = m->endpoints; e; e = e->hh.next)
+        if (strcmp(e->target_key, target_key) == 0)
+            target_cut(e->sink);
     for (struct mtask *t = m->tasks; t; t = t->hh.next)
         if (t->own_sink && strcmp(t->key, target_key) == 0)
             target_cut(t->own_sink);

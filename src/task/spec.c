@@ -82,6 +82,9 @@ static const struct field create_fields[] = {
     {"disable_auto_start", FIELD_BOOL, NULL},
     {"positions", FIELD_OBJECT, NULL}, /* an old form, refused */
     {"keep_queryable", FIELD_BOOL, NULL}, /* ours */
+    {"mode", FIELD_STRING, NULL},
+    {"start", FIELD_STRING, NULL},
+    {"load_for_snapshot", FIELD_BOOL, NULL},
     {0},
 };
 
@@ -136,6 +139,7 @@ void spec_free(struct task_spec *s)
     free(s->task_id);
     free(s->uri);
     secret_free(s->token);
+    free(s->mode_reason);
     free(s->server_name);
     free(s->ca_path);
     free(s->cert_path);
@@ -202,6 +206,8 @@ static int check_all(struct task_spec *s, const json_t *req, const struct spec_l
     int rc = spec_check_target(s, req, err);
 
     if (rc == 0)
+        rc = spec_check_mode(s, req, limits, err);
+    if (rc == 0)
         rc = spec_check_selection(s, req, limits, err);
     if (rc == 0)
         rc = check_rpc(s, req, limits, err);
@@ -258,7 +264,7 @@ struct task_spec *spec_from_request(const json_t *request_data, const struct spe
     return spec_make(request_data, limits, err);
 }
 
-/* ---- the store: {"request": {...}, "exclude": ["db.collection", ...]} */
+/* ---- the store: {"request": {...}, "exclude": ["db.collection", ...], "mode_reason": "..."} */
 
 char *spec_to_store_json(const struct task_spec *s)
 {
@@ -268,7 +274,7 @@ char *spec_to_store_json(const struct task_spec *s)
 
     for (size_t i = 0; i < s->n_exclude; i++)
         json_array_append_new(exclude, json_string(s->exclude[i]));
-    o = json_pack("{s:O, s:o}", "request", s->request, "exclude", exclude);
+    o = json_pack("{s:O, s:o, s:s*}", "request", s->request, "exclude", exclude, "mode_reason", s->mode_reason);
     text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     if (!text)
@@ -302,6 +308,8 @@ struct task_spec *spec_from_store(const char *task_id, const char *json, struct 
     if (s) {
         set_text(&s->task_id, task_id);
         load_exclusions(s, json_object_get(o, "exclude"));
+        if (json_object_get(o, "mode_reason"))
+            s->mode_reason = xstrdup(json_string_value(json_object_get(o, "mode_reason")));
     }
     json_decref(o);
     return s;
@@ -353,7 +361,9 @@ json_t *spec_public_json(const struct task_spec *s)
     const json_t *infos = json_object_get(s->request, "collection_infos");
     json_t *dbs = json_object_get(s->request, "db_collections");
 
-    return json_pack("{s:o, s:{s:s, s:s, s:b, s:{}}, s:o, s:o}", "milvus_connect_param",
+    return json_pack("{s:s, s:s, s:o, s:{s:s, s:s, s:b, s:{}}, s:o, s:o}", "mode",
+                     spec_mode_name(s->mode == SPEC_AUTO ? SPEC_STANDBY : s->mode), "mode_reason",
+                     s->mode_reason ? s->mode_reason : "", "milvus_connect_param",
                      public_milvus(json_object_get(s->request, "milvus_connect_param")),
                      "kafka_connect_param", "address", "", "topic", "", "enable_sasl", 0, "sasl",
                      "collection_infos",

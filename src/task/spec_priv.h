@@ -19,6 +19,9 @@ struct task_spec;
 /* spec_target.c: address, login, certificates, time limit; and the refusal of Kafka. */
 int spec_check_target(struct task_spec *s, const json_t *req, struct err *err);
 
+/* spec_mode.c */
+int spec_check_mode(struct task_spec *s, const json_t *req, const struct spec_limits *limits, struct err *err);
+
 /* spec_select.c: what is replicated. limits NULL: a stored request, checked when it came. */
 int spec_check_selection(struct task_spec *s, const json_t *req, const struct spec_limits *limits,
                          struct err *err);

@@ -280,6 +280,8 @@ static int next_frag(struct rmq_logs *l, const struct log_file *f, uint64_t off,
 
 static int append(struct rmq_logs *l, const struct frag *fr, struct err *err)
 {
+    if (fr->len == 0)
+        return 0; /* the block ended just behind the header */
     if (l->rec_len + fr->len > l->rec_cap) {
         size_t cap = (l->rec_len + fr->len) * 2;
         uint8_t *rec = cap > MAX_RECORD ? NULL : realloc(l->rec, cap);

@@ -173,7 +173,8 @@ def close_cdc(cdc):
 
 def drop_all(lab):
     """Best effort: leftovers cost memory, nothing else."""
-    for side, drop in ((lab.source, drop_on_source), (lab.target, drop_on_standby)):
+    drop_on_target = drop_on_source if lab.target.portable else drop_on_standby
+    for side, drop in ((lab.source, drop_on_source), (lab.target, drop_on_target)):
         try:
             for database in {d for d, _ in lab.made} | set(lab.databases) | {"default"}:
                 for name in side.collections(database) if database in side.databases() else []:

@@ -1,8 +1,8 @@
 /*
- * sinkd - a stand-in for a standby Milvus that only counts and acknowledges, so that a benchmark measures
+ * sinkd - a stand-in for a target Milvus (a standby; with --plain an ordinary one) that only counts and acknowledges, so that a benchmark measures
  * milvus-cdc and not a target.  Plain HTTP/2 (gRPC) on one port, GET /stats, /brief and /reset on another.
  *
- *   sinkd --port N --stats-port M [--delay-ms D] [--channels C] [--listen ADDRESS] [--log FILE]
+ *   sinkd --port N --stats-port M [--delay-ms D] [--channels C] [--listen ADDRESS] [--log FILE] [--plain]
  *
  * FILE gets a line for each ReplicateMessage: wall time in us of its first and its last byte, bytes of messages, channel,
  * user agent (which tells the sender and its epoch).
@@ -38,6 +38,7 @@ enum {
     MSG_INSERT = 400,
     CODE_NO_COLLECTION = 100,
     CODE_INVALID = 1100,
+    CODE_NO_STANDBY = 1900,
     OLD_UNEXPECTED = 1,
 };
 #define SERVICE "/milvus.proto.milvus.MilvusService/"
@@ -45,6 +46,7 @@ enum {
 static struct options {
     int port, stats_port, delay_ms, channels;
     const char *listen, *log;
+    bool plain;
 } opt = {.channels = 4, .listen = "127.0.0.1"};
 
 static FILE *request_log;
@@ -402,6 +404,44 @@ static uint8_t *answer_replicate(struct span body, struct span *ret_channel, siz
     return pack(&r.base, ret_len);
 }
 
+static size_t put_varint(uint8_t *p, uint64_t v)
+{
+    size_t n = 0;
+
+    for (; v > 0x7f; v >>= 7)
+        p[n++] = (uint8_t)(v | 0x80);
+    p[n++] = (uint8_t)v;
+    return n;
+}
+
+/* Insert and Upsert: num_rows 7. The answer counts them as insert_cnt 6 or upsert_cnt 8. */
+static uint8_t *answer_rows(bool upsert, struct span body, size_t *ret_len)
+{
+    uint8_t *out = must(malloc(16));
+    uint64_t value, rows = 0;
+    struct span sub;
+    uint32_t no;
+
+    stats.requests++;
+    stats.messages++;
+    stats.bytes += (uint64_t)(body.end - body.p);
+    while (scan_field(&body, &no, &value, &sub))
+        if (no == 7)
+            rows = value;
+    count_insert(rows);
+    out[0] = upsert ? 8 << 3 : 6 << 3;
+    *ret_len = 1 + put_varint(out + 1, rows);
+    return out;
+}
+
+static uint8_t *answer_delete(struct span body, size_t *ret_len)
+{
+    stats.requests++;
+    stats.messages++;
+    stats.bytes += (uint64_t)(body.end - body.p);
+    return answer_ok(ret_len);
+}
+
 static const char *database_of(const char *in_body, const char *in_header)
 {
     return in_body && *in_body ? in_body : in_header && *in_header ? in_header : "default";
@@ -463,6 +503,12 @@ static uint8_t *answer(const char *method, const char *header_db, struct span bo
     static const char *const about[] = {"DescribeCollection", "ShowPartitions", "CreatePartition", "DropPartition",
                                         "DropCollection"};
 
+    if (strcmp(method, "ReplicateMessage") == 0 && opt.plain)
+        return answer_failed(CODE_NO_STANDBY, ret_len);
+    if (strcmp(method, "Insert") == 0 || strcmp(method, "Upsert") == 0)
+        return answer_rows(*method == 'U', body, ret_len);
+    if (strcmp(method, "Delete") == 0)
+        return answer_delete(body, ret_len);
     if (strcmp(method, "ReplicateMessage") == 0)
         return answer_replicate(body, ret_channel, ret_len);
     if (strcmp(method, "CreateCollection") == 0)
@@ -760,6 +806,7 @@ static bool read_options(int argc, char **argv)
         {"port", required_argument, NULL, 'p'},     {"stats-port", required_argument, NULL, 's'},
         {"delay-ms", required_argument, NULL, 'd'}, {"channels", required_argument, NULL, 'c'},
         {"listen", required_argument, NULL, 'l'},   {"log", required_argument, NULL, 'o'},
+        {"plain", no_argument, NULL, 'n'},
         {NULL, 0, NULL, 0},
     };
     int c;
@@ -774,6 +821,8 @@ static bool read_options(int argc, char **argv)
             opt.listen = optarg;
         else if (c == 'o')
             opt.log = optarg;
+        else if (c == 'n')
+            opt.plain = true;
         else
             return false;
     }

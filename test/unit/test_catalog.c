@@ -142,7 +142,12 @@ static int64_t put_field(int64_t coll, int64_t id, const char *name, int type, b
     m.state = 1;
     n = pb__field_schema__pack(&m, buf);
     memcpy(buf + n, "\x78\x01", 2); /* nullable (15), a field this program does not know */
-    return hand_put(&hand, key("fields/%lld/%lld", (long long)coll, (long long)id), buf, n + 2);
+    n += 2;
+    if (strcmp(name, "tenant") == 0) { /* default_value (11) {long_data 7} */
+        memcpy(buf + n, "\x5a\x02\x18\x07", 4);
+        n += 4;
+    }
+    return hand_put(&hand, key("fields/%lld/%lld", (long long)coll, (long long)id), buf, n);
 }
 
 static int64_t put_db(int64_t id, const char *name, int state)
@@ -350,6 +355,9 @@ static void a_snapshot_has_every_part_of_a_collection(void **state)
     assert_int_equal(s->partitions[1].state, SRC_ALIVE);
     assert_int_equal(s->pk_field_id, 100);
     assert_true(s->pk_is_string);
+    assert_string_equal(s->pk_name, "key");
+    assert_false(s->has_partition_key);
+    assert_int_equal(s->n_default_ids, 0);
     props = catalog_properties(s);
     assert_int_equal(props->consistency_level, 2);
     assert_false(props->has_partition_key);
@@ -392,7 +400,9 @@ static void the_schema_for_a_create_has_user_fields_only(void **state)
     /* FunctionSchema: name "bm", id 9, input names "key", input ids, output ids */
     hand_put(&hand, key("functions/5/9"), "\x0a\x02" "bm\x10\x09\x2a\x03key\x32\x01\x64\x42\x01\x65", 17);
     c = open_ready(&log);
-    assert_true(catalog_properties(get(c, 5))->has_partition_key);
+    assert_true(catalog_properties(get(c, 5))->has_partition_key && get(c, 5)->has_partition_key);
+    assert_int_equal(get(c, 5)->n_default_ids, 1);
+    assert_int_equal(get(c, 5)->default_ids[0], 103);
     catalog_user_schema(get(c, 5), &data, &len);
     m = pb__collection_schema__unpack(NULL, len, data);
     assert_non_null(m);

@@ -2,7 +2,9 @@
  * A real secondary instance reads what a real primary writes, in the layout of Milvus
  * (source.md 7.4). "test_rocksmq --writer DIR N" is the primary as a process of its own.
  */
+#include "wal/crc32c_priv.h"
 #include "wal/rocksmq.h"
+#include "wal/rocksmq_priv.h"
 
 #include "base/buf.h"
 #include "base/clock.h"
@@ -1089,10 +1091,63 @@ static void nothing_is_missed_while_logs_come_and_go(void **state)
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
+/* ---- RocksDB's log, written here byte by byte ---- */
+
+/* One fragment of a record: crc (masked), length, type, payload. */
+static void put_fragment(FILE *f, uint8_t type, const uint8_t *data, size_t len)
+{
+    uint8_t head[7] = {0, 0, 0, 0, (uint8_t)len, (uint8_t)(len >> 8), type};
+    uint32_t crc = crc32c_extend(crc32c_extend(0, &type, 1), data, len);
+
+    crc = (crc >> 15 | crc << 17) + 0xa282ead8;
+    for (int i = 0; i < 4; i++)
+        head[i] = (uint8_t)(crc >> (8 * i));
+    assert_int_equal(fwrite(head, 1, sizeof(head), f), sizeof(head));
+    assert_int_equal(fwrite(data, 1, len, f), len);
+}
+
+/* A block that ends just behind a header: the first fragment of the next record has no bytes. */
+static void log_record_begins_with_an_empty_fragment(void **state)
+{
+    enum { BLOCK = 32 << 10, HEAD = 7, FULL = 1, FIRST = 2, LAST = 4 };
+    char dir[] = "/tmp/rmqlog.XXXXXX", path[64];
+    uint8_t *filler = xcalloc(1, BLOCK);
+    struct rmq_logs *l;
+    struct rmq_log_pos pos;
+    const uint8_t *data;
+    size_t len;
+    bool vanished;
+    struct err err;
+    FILE *f;
+
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof(path), "%s/000007.log", dir);
+    f = fopen(path, "w");
+    assert_non_null(f);
+    put_fragment(f, FULL, filler, BLOCK - 2 * HEAD);
+    put_fragment(f, FIRST, filler, 0);
+    put_fragment(f, LAST, (const uint8_t *)"a record that is long enough", 28);
+    fclose(f);
+    l = rmq_logs_new(dir);
+    assert_int_equal(rmq_logs_list(l, &vanished, &err), 0);
+    pos = rmq_logs_begin(l);
+    assert_int_equal(rmq_logs_next(l, &pos, &data, &len, &err), 0);
+    assert_int_equal(len, BLOCK - 2 * HEAD);
+    assert_int_equal(rmq_logs_next(l, &pos, &data, &len, &err), 0);
+    assert_int_equal(len, 28);
+    assert_memory_equal(data, "a record that is long enough", 28);
+    rmq_logs_free(l);
+    free(filler);
+    remove(path);
+    rmdir(dir);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         TEST(ids_are_int64_little_endian),
+        TEST(log_record_begins_with_an_empty_fragment),
         TEST(reads_one_topic_in_order_and_live),
         TEST(order_is_numeric_across_digit_counts),
         TEST(order_is_numeric_at_the_next_power_of_real_ids),

@@ -12,13 +12,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "base/clock.h"
-#include "milvus/catalog_priv.h"
-#include "milvus/target_priv.h"
-
-#include "meta.pb-c.h"
-
-#include "h2peer.h"
+#include "target_peer.h"
 
 #define CORPUS "test/fuzz/corpus/msg/"
 
@@ -95,7 +89,13 @@ static void test_status(void **state)
         enum err_class cls;
         const char *text;
     } table[] = {{0, 0, "", ERR_OK, 0, ""},
-                 {1, 1, "x", ERR_UNAVAILABLE, ERRC_RETRY, "x"},
+                 {1, 56, "x", ERR_UNAVAILABLE, ERRC_RETRY, "x"},
+                 /* Milvus Lite */
+                 {1, 1, "x", ERR_INTERNAL, ERRC_RETRY, "x"},
+                 {1, 0, "x", ERR_INTERNAL, ERRC_RETRY, "x"},
+                 {6, 6, "no such type", ERR_INVALID, ERRC_USER, "no such type"},
+                 {6, 6, "database 'x' does not exist", ERR_NOT_FOUND, ERRC_USER, ""},
+                 {6, 1, "x", ERR_INTERNAL, ERRC_RETRY, ""},
                  {3, 53, "deny to write", ERR_LIMIT, ERRC_RETRY, "memory"},
                  {7, 54, "deny to write", ERR_LIMIT, ERRC_RETRY, "disk"},
                  {9, 48, "deny to write", ERR_LIMIT, ERRC_RETRY, "quota"},
@@ -145,51 +145,6 @@ static void test_status(void **state)
 
 /* ---- schema ----------------------------------------------------------------------------------- */
 
-struct schema {
-    Pb__CollectionSchema m;
-    Pb__FieldSchema fields[8], *list[8];
-    Pb__KeyValuePair params[8], *param_list[8];
-    uint8_t flag; /* of a field that our FieldSchema does not know */
-    ProtobufCMessageUnknownField unknown;
-};
-
-static Pb__FieldSchema *add_field(struct schema *s, const char *name, int type, const char *param, const char *value)
-{
-    size_t i = s->m.n_fields++;
-    Pb__FieldSchema *f = &s->fields[i];
-
-    pb__field_schema__init(f);
-    pb__key_value_pair__init(&s->params[i]);
-    s->list[i] = f;
-    s->param_list[i] = &s->params[i];
-    f->name = pb_str(name);
-    f->data_type = type;
-    if (param) {
-        s->params[i].key = pb_str(param);
-        s->params[i].value = pb_str(value);
-        f->n_type_params = 1;
-        f->type_params = &s->param_list[i];
-    }
-    return f;
-}
-
-static void schema_init(struct schema *s)
-{
-    memset(s, 0, sizeof(*s));
-    pb__collection_schema__init(&s->m);
-    s->m.fields = s->list;
-    s->m.name = pb_str("c1");
-    add_field(s, "id", 5, NULL, NULL)->is_primary_key = true;
-    add_field(s, "txt", 21, "max_length", "64");
-    add_field(s, "arr", 22, "max_capacity", "10")->element_type = 5;
-    add_field(s, "vec", 101, "dim", "8");
-}
-
-enum change {
-    SAME, SERVER_FIELDS, NAME, ORDER, TYPE, PK, AUTO_ID, PARTITION_KEY, DYNAMIC, ELEMENT, DIM, MAX_LENGTH, CAPACITY,
-    NO_PARAM, MORE, FEWER, NULLABLE, N_CHANGES
-};
-
 static const char *const texts[] = {
     [NAME] = "field number 2 is `txt` on the source and `text` on the target",
     [ORDER] = "field number 2 is `txt` on the source and `arr` on the target",
@@ -207,74 +162,6 @@ static const char *const texts[] = {
     [FEWER] = "field number 4 is `vec` on the source and absent on the target",
     [NULLABLE] = "field `txt`: nullable is false on the source and true on the target",
 };
-
-/* What the server adds on its own to a description. */
-static void add_server_fields(struct schema *s)
-{
-    add_field(s, "RowID", 5, NULL, NULL)->field_id = 0;
-    add_field(s, "Timestamp", 5, NULL, NULL)->field_id = 1;
-    add_field(s, "$meta", 23, NULL, NULL)->is_dynamic = true;
-}
-
-static void change(struct schema *s, enum change what)
-{
-    switch (what) {
-    case SERVER_FIELDS:
-        add_server_fields(s);
-        break;
-    case NAME:
-        s->fields[1].name = pb_str("text");
-        break;
-    case ORDER:
-        s->list[1] = &s->fields[2];
-        s->list[2] = &s->fields[1];
-        break;
-    case TYPE:
-        s->fields[0].data_type = 21;
-        break;
-    case PK:
-        s->fields[0].is_primary_key = false;
-        break;
-    case AUTO_ID:
-        s->fields[0].auto_id = true;
-        break;
-    case PARTITION_KEY:
-        s->fields[1].is_partition_key = true;
-        break;
-    case DYNAMIC:
-        s->m.enable_dynamic_field = true;
-        break;
-    case ELEMENT:
-        s->fields[2].element_type = 77;
-        break;
-    case DIM:
-        s->params[3].value = pb_str("16");
-        break;
-    case MAX_LENGTH:
-        s->params[1].value = pb_str("65");
-        break;
-    case CAPACITY:
-        s->params[2].value = pb_str("11");
-        break;
-    case NO_PARAM:
-        s->fields[3].n_type_params = 0;
-        break;
-    case MORE:
-        add_field(s, "extra", 5, NULL, NULL);
-        break;
-    case FEWER:
-        s->m.n_fields--;
-        break;
-    case NULLABLE:
-        s->flag = 1;
-        s->unknown = (ProtobufCMessageUnknownField){.tag = 15, .len = 1, .data = &s->flag};
-        s->fields[1].base.n_unknown_fields = 1;
-        s->fields[1].base.unknown_fields = &s->unknown;
-        break;
-    default:
-        break;
-    }
-}
 
 static void test_schema_differences_are_named(void **state)
 {
@@ -489,12 +376,18 @@ static void assert_base(const struct pb_out *out, uint64_t tt)
     pb__collection_request__free_unpacked(m, NULL);
 }
 
+static int standby_op(int type, const uint8_t *data, size_t len, const char *db, const char *collection,
+                      char *const *partitions, size_t n_partitions, struct pb_out *out, struct err *err)
+{
+    return target_op_rewrite(TARGET_STANDBY, type, data, len, db, collection, partitions, n_partitions, out, err);
+}
+
 static void rewrite(const char *corpus, int type, struct pb_out *out)
 {
     uint8_t data[4000];
     size_t len = read_corpus(corpus, data, sizeof(data));
 
-    assert_int_equal(target_op_rewrite(type, data, len, "tdb", "tcoll", NULL, 0, out, NULL), 0);
+    assert_int_equal(standby_op(type, data, len, "tdb", "tcoll", NULL, 0, out, NULL), 0);
     assert_base(out, base_time(data, len));
     assert_string_equal(fields(out, 2), "tdb");
 }
@@ -524,17 +417,6 @@ static void test_real_requests_get_the_targets_names(void **state)
     pb_out_release(&out);
 }
 
-static void request(struct pb_out *req)
-{
-    pb_out_bytes(req, 1, "\x18\x05", 2); /* base{timestamp 5} */
-    pb_out_str(req, 2, "sdb");
-    pb_out_str(req, 3, "three");
-    pb_out_str(req, 4, "four");
-    pb_out_str(req, 4, "vier");
-    pb_out_u64(req, 5, 3);
-    pb_out_str(req, 99, "of a newer version");
-}
-
 static void test_other_fields_stay(void **state)
 {
     char *kept[] = {pb_str("vier")};
@@ -542,22 +424,22 @@ static void test_other_fields_stay(void **state)
 
     (void)state;
     request(&req);
-    assert_int_equal(target_op_rewrite(OP_LOAD_PARTITIONS, req.data, req.len, "d", "c", NULL, 0, &out, NULL), 0);
+    assert_int_equal(standby_op(OP_LOAD_PARTITIONS, req.data, req.len, "d", "c", NULL, 0, &out, NULL), 0);
     assert_base(&out, 5);
     assert_string_equal(fields(&out, 3), "c");
     assert_string_equal(fields(&out, 4), "four,vier");
     assert_string_equal(fields(&out, 99), "of a newer version");
     pb_out_release(&out);
-    assert_int_equal(target_op_rewrite(OP_RELEASE_PARTITIONS, req.data, req.len, "d", "c", kept, 1, &out, NULL), 0);
+    assert_int_equal(standby_op(OP_RELEASE_PARTITIONS, req.data, req.len, "d", "c", kept, 1, &out, NULL), 0);
     assert_string_equal(fields(&out, 4), "vier");
     pb_out_release(&out);
     /* db_id (3) is the source's; properties (4) go */
-    assert_int_equal(target_op_rewrite(OP_ALTER_DATABASE, req.data, req.len, "d", "", NULL, 0, &out, NULL), 0);
+    assert_int_equal(standby_op(OP_ALTER_DATABASE, req.data, req.len, "d", "", NULL, 0, &out, NULL), 0);
     assert_string_equal(fields(&out, 3), "-");
     assert_string_equal(fields(&out, 4), "four,vier");
     pb_out_release(&out);
     /* properties (3) */
-    assert_int_equal(target_op_rewrite(OP_CREATE_DATABASE, req.data, req.len, "d", "", NULL, 0, &out, NULL), 0);
+    assert_int_equal(standby_op(OP_CREATE_DATABASE, req.data, req.len, "d", "", NULL, 0, &out, NULL), 0);
     assert_string_equal(fields(&out, 3), "three");
     pb_out_release(&out);
     pb_out_release(&req);
@@ -576,7 +458,7 @@ static void test_cut_requests_are_refused(void **state)
 
         copy = xrealloc(copy, len ? len : 1);
         memcpy(copy, req.data, len);
-        if (target_op_rewrite(OP_LOAD_PARTITIONS, copy, len, "d", "c", NULL, 0, &out, &err)) {
+        if (standby_op(OP_LOAD_PARTITIONS, copy, len, "d", "c", NULL, 0, &out, &err)) {
             assert_int_equal(err.code, ERR_PROTO);
             assert_int_equal(err.cls, ERRC_DATA);
             assert_null(out.data);
@@ -588,100 +470,20 @@ static void test_cut_requests_are_refused(void **state)
     }
     assert_int_equal(good, 8); /* between fields: 7 of them */
     pb_out_release(&req);
-    assert_int_equal(target_op_rewrite(OP_FLUSH, (const uint8_t *)"\x0a\x02\x18", 3, "d", "c", NULL, 0, &out, NULL),
+    assert_int_equal(standby_op(OP_FLUSH, (const uint8_t *)"\x0a\x02\x18", 3, "d", "c", NULL, 0, &out, NULL),
                      ERR_PROTO);
-    assert_int_equal(target_op_rewrite(OP_FLUSH, (const uint8_t *)"\x0a\x01\x18", 3, "d", "c", NULL, 0, &out, NULL),
+    assert_int_equal(standby_op(OP_FLUSH, (const uint8_t *)"\x0a\x01\x18", 3, "d", "c", NULL, 0, &out, NULL),
                      ERR_PROTO);
-    assert_int_equal(target_op_rewrite(OP_FLUSH, (const uint8_t *)"\x08\x01", 2, "d", "c", NULL, 0, &out, NULL),
+    assert_int_equal(standby_op(OP_FLUSH, (const uint8_t *)"\x08\x01", 2, "d", "c", NULL, 0, &out, NULL),
                      ERR_PROTO);
 }
 
-/* ---- a scripted server ------------------------------------------------------------------------ */
+/* ---- the sink against a scripted server ------------------------------------------------------- */
 
-struct step {
-    const char *method;
-    const char *status; /* gRPC; NULL: never answers */
-    const char *message;
-    uint8_t *body; /* freed */
-    size_t len;
-};
-
-static struct {
-    struct loop *loop;
-    struct peer peer;
-    struct sink *sink;
-    struct step steps[40];
-    size_t n_steps, at;
-    uint32_t last_crc;
-    size_t last_bytes;
-    char last_auth[64], last_db[64];
-} fx;
-
-struct ssl_st *peer_tls_accept(struct ssl_ctx_st *ctx)
+static int setup(void **state)
 {
-    (void)ctx;
-    abort(); /* the peer here has no TLS */
-}
-
-static bool expected(const struct peer_stream *s)
-{
-    const char *method = strrchr(s->path, '/') + 1;
-
-    return fx.at < fx.n_steps && strcmp(fx.steps[fx.at].method, method) == 0;
-}
-
-static void peer_on_request(struct peer_stream *s, bool ended)
-{
-    struct step *st = &fx.steps[fx.at];
-
-    if (!ended)
-        return;
-    if (!expected(s)) {
-        fprintf(stderr, "step %zu: unexpected %s\n", fx.at, s->path);
-        abort();
-    }
-    fx.at++;
-    fx.last_crc = s->crc;
-    fx.last_bytes = s->in_bytes - 5;
-    snprintf(fx.last_auth, sizeof(fx.last_auth), "%s", s->auth);
-    snprintf(fx.last_db, sizeof(fx.last_db), "%s", s->extra);
-    if (!st->status)
-        return;
-    if (strcmp(st->status, "0") != 0) {
-        peer_headers(s, "200", "application/grpc", st->status, st->message, true);
-        return;
-    }
-    peer_headers(s, "200", "application/grpc", NULL, NULL, false);
-    peer_message(s, st->body, st->len);
-    peer_end(s, "0", NULL);
-}
-
-static void script_raw(const char *method, const char *status, const char *message)
-{
-    fx.steps[fx.n_steps++] = (struct step){.method = method, .status = status, .message = message};
-}
-
-static void script(const char *method, const ProtobufCMessage *m)
-{
-    struct step *st = &fx.steps[fx.n_steps++];
-
-    *st = (struct step){.method = method, .status = "0"};
-    st->len = protobuf_c_message_get_packed_size(m);
-    st->body = xmalloc(st->len + 1);
-    protobuf_c_message_pack(m, st->body);
-}
-
-/* An answer that only has a Status, bare or as field 1. */
-static void script_status(const char *method, bool bare, int32_t code, const char *reason)
-{
-    Pb__StatusResponse outer = PB__STATUS_RESPONSE__INIT;
-    Pb__Status st = PB__STATUS__INIT;
-
-    st.code = code;
-    st.error_code = code ? 1 : 0;
-    st.reason = pb_str(reason);
-    outer.status = &st;
-    script(method, bare ? &st.base : &outer.base);
+    (void)state;
+    return open_sink(TARGET_STANDBY);
 }
 
 static void script_description(const char *name, const char *vchannel)
@@ -698,93 +500,6 @@ static void script_description(const char *name, const char *vchannel)
     m.virtual_channel_names = v;
     m.physical_channel_names = p;
     script("DescribeCollection", &m.base);
-}
-
-static void script_partitions(const char *more, size_t n_ids)
-{
-    Pb__ShowPartitionsResponse m = PB__SHOW_PARTITIONS_RESPONSE__INIT;
-    char *names[] = {pb_str("_default"), pb_str(more)};
-    int64_t ids[] = {70, 71, 72};
-
-    m.n_partition_names = more ? 2 : 1;
-    m.partition_names = names;
-    m.n_partition_ids = n_ids;
-    m.partition_ids = ids;
-    script("ShowPartitions", &m.base);
-}
-
-static int setup(void **state)
-{
-    struct target_options o = {.token = "root:Milvus"};
-    char uri[60];
-
-    (void)state;
-    memset(&fx, 0, sizeof(fx));
-    fx.loop = loop_new();
-    peer_init(&fx.peer, fx.loop);
-    snprintf(uri, sizeof(uri), "http://127.0.0.1:%u", (unsigned)fx.peer.port);
-    o.uri = uri;
-    fx.sink = target_open(fx.loop, &o, NULL);
-    return fx.sink ? 0 : -1;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    target_close(fx.sink);
-    peer_release(&fx.peer);
-    loop_free(fx.loop);
-    for (size_t i = 0; i < fx.n_steps; i++)
-        free(fx.steps[i].body);
-    return fx.at == fx.n_steps ? 0 : -1; /* every step was taken */
-}
-
-struct outcome {
-    bool done, failed, doubt;
-    struct err err;
-    size_t n_partitions;
-    char pos[64];
-};
-
-static void wait_for(const struct outcome *o)
-{
-    uint64_t end = clock_mono_ms() + 20000;
-
-    assert_false(o->done);
-    while (!o->done) {
-        if (clock_mono_ms() > end)
-            fail_msg("no completion");
-        loop_once(fx.loop, false);
-        usleep(200);
-    }
-}
-
-static void on_done(void *arg, const struct err *err)
-{
-    struct outcome *o = arg;
-
-    assert_false(o->done);
-    o->done = true;
-    o->failed = err != NULL;
-    if (err)
-        o->err = *err;
-}
-
-static void on_collection(void *arg, const struct err *err, const struct sink_collection *c)
-{
-    struct outcome *o = arg;
-
-    on_done(arg, err);
-    o->n_partitions = c ? c->n_partitions : 0;
-}
-
-static void on_batch(void *arg, const struct err *err, bool doubt, const char *target_pos)
-{
-    struct outcome *o = arg;
-
-    on_done(arg, err);
-    o->doubt = doubt;
-    snprintf(o->pos, sizeof(o->pos), "%s", target_pos);
 }
 
 /* The source's collection is only known by its record: schema is not compared. */
@@ -848,18 +563,6 @@ static struct outcome replicate(void)
     return o;
 }
 
-static struct outcome apply(int type)
-{
-    struct outcome o = {0};
-    struct pb_out req = {0};
-
-    request(&req);
-    fx.sink->ops->apply_operation(fx.sink, type, req.data, req.len, "tdb", "c1", on_done, &o);
-    pb_out_release(&req);
-    wait_for(&o);
-    return o;
-}
-
 static void test_a_collection_is_described(void **state)
 {
     struct outcome o;
@@ -895,16 +598,6 @@ static void test_doubtful_descriptions_are_not_used(void **state)
     script_status("DescribeCollection", false, 0, ""); /* success without content */
     o = find_collection();
     assert_true(o.failed && o.err.code == ERR_PROTO && o.err.cls == ERRC_RETRY);
-}
-
-static void script_databases(void)
-{
-    Pb__ListDatabasesResponse m = PB__LIST_DATABASES_RESPONSE__INIT;
-    char *names[] = {pb_str("default"), pb_str("tdb")};
-
-    m.n_db_names = 2;
-    m.db_names = names;
-    script("ListDatabases", &m.base);
 }
 
 static void test_what_was_just_made_may_not_be_seen_at_once(void **state)

@@ -1,0 +1,214 @@
+/*
+ * rows.c - pages of a collection's rows, by Query.
+ *
+ * An answer is passed on as it is encoded: its columns (fields_data 2) are FieldData, as in an Insert.
+ */
+#include "milvus/rows.h"
+
+#include <event2/buffer.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/mem.h"
+#include "milvus/target_priv.h"
+
+/* QueryRequest (milvus.proto) */
+enum {
+    REQ_DB = 2,
+    REQ_COLLECTION = 3,
+    REQ_EXPR = 4,
+    REQ_OUTPUT = 5,
+    REQ_PARTITIONS = 6,
+    REQ_PARAMS = 9,
+    REQ_CONSISTENCY = 11, /* 0: Strong, which proto3 leaves out */
+    EVENTUALLY = 3,
+    PAIR_KEY = 1,
+    PAIR_VALUE = 2,
+};
+enum { NOT_LOADED = 101 }; /* Status code */
+enum { QUERY_DEADLINE_MS = 60000, LOAD_DEADLINE_MS = 600000 };
+
+struct rows_port_impl {
+    struct rows_port port; /* first */
+    struct target target;  /* what calls need of one */
+};
+
+struct rows_call {
+    struct sink_call call; /* first */
+    rows_fn done;
+    void *arg;
+};
+
+static void add_param(struct pb_out *o, const char *key, const char *value)
+{
+    struct pb_out pair = {0};
+
+    pb_out_str(&pair, PAIR_KEY, key);
+    pb_out_str(&pair, PAIR_VALUE, value);
+    pb_out_bytes(o, REQ_PARAMS, pair.data, pair.len);
+    pb_out_release(&pair);
+}
+
+static void add_query(struct pb_out *o, const struct rows_query *q)
+{
+    char limit[24];
+
+    pb_out_str(o, REQ_DB, q->db);
+    pb_out_str(o, REQ_COLLECTION, q->collection);
+    pb_out_str(o, REQ_EXPR, q->expr);
+    pb_out_str(o, REQ_OUTPUT, q->output);
+    if (q->partition)
+        pb_out_str(o, REQ_PARTITIONS, q->partition);
+    if (q->eventual)
+        pb_out_u64(o, REQ_CONSISTENCY, EVENTUALLY);
+    if (!q->limit)
+        return;
+    snprintf(limit, sizeof(limit), "%llu", (unsigned long long)q->limit);
+    add_param(o, "limit", limit);
+    if (q->careful) /* a segment that has given its share ends the page, also when it has no more */
+        add_param(o, "reduce_stop_for_best", "True");
+}
+
+static struct evbuffer *body_of(struct pb_out *take)
+{
+    struct evbuffer *body = evbuffer_new();
+
+    if (!body || evbuffer_add(body, take->data, take->len))
+        abort(); /* a small message */
+    pb_out_release(take);
+    return body;
+}
+
+static void release(struct sink_call *c)
+{
+    free((struct rows_call *)c);
+}
+
+static void fail(struct sink_call *c, const struct err *err)
+{
+    struct rows_call *r = (struct rows_call *)c;
+
+    call_end(c);
+    if (r->done)
+        r->done(r->arg, err, NULL);
+}
+
+/* What a person has to do on the source may be done any moment: so these wait. */
+static void soften(struct err *err, int32_t code)
+{
+    if (code == NOT_LOADED) {
+        err->code = ERR_STATE;
+        err->cls = ERRC_RETRY;
+    }
+}
+
+static void on_answer(struct sink_call *c, const struct answer *a)
+{
+    struct rows_call *r = (struct rows_call *)c;
+    struct rows_page page = {0};
+    struct err err;
+
+    if (!a->ok) {
+        err = a->err;
+        soften(&err, a->milvus_code);
+        fail(c, &err);
+        return;
+    }
+    page.len = a->raw->body_len;
+    page.buf = buf_new(page.len ? page.len : 1);
+    if (!page.buf) {
+        err_set(&err, ERR_LIMIT, ERRC_RETRY, "no memory for an answer of %zu bytes", page.len);
+        fail(c, &err);
+        return;
+    }
+    memcpy(page.buf->data, a->raw->body, page.len);
+    page.data = page.buf->data;
+    call_end(c);
+    if (r->done)
+        r->done(r->arg, NULL, &page);
+    buf_unref(page.buf);
+}
+
+static struct rows_call *call_new(struct rows_port *p, const char *db, const char *collection, rows_fn done, void *arg)
+{
+    struct rows_call *r = xcalloc(1, sizeof(*r));
+
+    call_init(&r->call, &((struct rows_port_impl *)p)->target, xasprintf("%s.%s", db, collection), release, fail);
+    r->done = done;
+    r->arg = arg;
+    return r;
+}
+
+static struct rows_call *query(struct rows_port *p, const struct rows_query *q, rows_fn done, void *arg)
+{
+    struct rows_call *r = call_new(p, q->db, q->collection, done, arg);
+    struct pb_out out = {0};
+    struct evbuffer *body;
+
+    add_query(&out, q);
+    body = body_of(&out);
+    call_rpc(&r->call, "Query", ANSWER_FIELD_1, q->db, body, QUERY_DEADLINE_MS, on_answer);
+    evbuffer_free(body);
+    return r;
+}
+
+static struct rows_call *load(struct rows_port *p, const char *db, const char *collection, bool on, rows_fn done, void *arg)
+{
+    struct rows_call *r = call_new(p, db, collection, done, arg);
+    struct pb_out out = {0};
+    struct evbuffer *body;
+
+    pb_out_str(&out, REQ_DB, db);
+    pb_out_str(&out, REQ_COLLECTION, collection);
+    body = body_of(&out);
+    call_rpc(&r->call, on ? "LoadCollection" : "ReleaseCollection", ANSWER_STATUS, db, body, LOAD_DEADLINE_MS, on_answer);
+    evbuffer_free(body);
+    return r;
+}
+
+static void cancel(struct rows_call *c)
+{
+    if (c)
+        call_end(&c->call);
+}
+
+static const struct rows_ops ops = {query, load, cancel};
+
+struct rows_port *rows_open(struct loop *l, const struct target_options *o, struct err *err)
+{
+    struct rows_port_impl *p;
+    char *address = NULL;
+    struct grpc_client *grpc = target_connect(l, o, &address, err);
+
+    if (!grpc)
+        return NULL;
+    p = xcalloc(1, sizeof(*p));
+    p->port.ops = &ops;
+    p->target.loop = l;
+    p->target.grpc = grpc;
+    p->target.address = address;
+    LIST_INIT(&p->target.calls);
+    return &p->port;
+}
+
+static void port_free(void *arg)
+{
+    struct rows_port_impl *p = arg;
+
+    free(p->target.address);
+    free(p);
+}
+
+void rows_close(struct rows_port *port)
+{
+    struct rows_port_impl *p = (struct rows_port_impl *)port;
+
+    if (!p)
+        return;
+    while (!LIST_EMPTY(&p->target.calls))
+        call_end(LIST_FIRST(&p->target.calls));
+    grpc_client_close(p->target.grpc);
+    loop_defer(p->target.loop, port_free, p); /* after its calls */
+}

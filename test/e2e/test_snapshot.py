@@ -1,0 +1,129 @@
+"""Rows that the source had before the task: start snapshot, into an ordinary Milvus."""
+import time
+
+import pytest
+from pymilvus import utility
+
+from conftest import FOLDER
+from compare import Side
+from servers import ApiError, Milvus, wait_for
+
+
+@pytest.fixture(scope="module")
+def ordinary(pair):
+    m = Milvus("ordinary", FOLDER / "snapshot-target", etcd=pair.etcd.address, channels=2).start()
+    yield m
+    m.kill()
+
+
+@pytest.fixture
+def to(lab, ordinary):
+    lab.target = Side("target", ordinary.address, portable=True)
+    return lab
+
+
+def copied(cdc, task):
+    return wait_for("the copy's end", lambda: "snapshot" not in cdc.task(task), 180)
+
+
+def show(lab, tables):
+    """On the target: what was indexed and loaded before the task is not in the log of the source."""
+    for t in tables:
+        c = lab.target.collection(t.name)
+        for i in t.collection.indexes:
+            c.create_index(i.field_name, i.params, index_name=i.index_name)
+        c.load()
+
+
+def test_rows_from_before(to, cdc, ordinary, writing):
+    """Seven schemas, partitions; while they are copied, rows are written, changed and deleted."""
+    tables = [to.table(s, s) for s in ("int_key", "text_key", "auto_key", "part_key", "scalars", "json", "arrays")]
+    tables[0].create_partition()
+    for t in tables:
+        for _ in range(5):
+            t.put(400, t.partition())
+        t.remove(t.some_keys(30))
+    with writing(tables[0]) as a, writing(tables[1]) as b:
+        task = to.create(cdc, [t.name for t in tables], target=ordinary, start="snapshot")
+        for w in (a, b):
+            w.wait_batches(10)
+        copied(cdc, task)
+        for w in (a, b):
+            w.wait_batches(5)
+    cdc.wait_caught_up(task)
+    show(to, tables)
+    to.equal(cdc, task, tables)
+    assert cdc.task(task)["state"] == "Running"
+    assert "reason" not in cdc.task(task)
+
+
+def test_kill_while_rows_are_copied(to, ordinary, writing):
+    """The copy goes on where it was; what was written twice is there once."""
+    t = to.table("big")
+    t.create_partition()
+    for i in range(60):
+        t.put(1000, t.partitions[i % 2])
+    cdc = to.cdc()
+    with writing(t) as w:
+        task = to.create(cdc, [t.name], target=ordinary, start="snapshot")
+        for part in (0.3, 0.7):
+            wait_for(f"{part:.0%} of the rows", lambda: "snapshot" not in (s := cdc.task(task)) or
+                     s["snapshot"]["rows"] >= part * 60000, 120, 0.01)
+            assert "snapshot" in cdc.task(task), "it was over too soon"
+            cdc.restart(hard=True)
+        copied(cdc, task)
+        w.wait_batches(3)
+    cdc.wait_caught_up(task)
+    show(to, [t])
+    to.equal(cdc, task, [t])
+    log = cdc.log.read_text()
+    assert "a collection is copied" in log
+
+
+def test_a_collection_that_is_not_loaded(to, cdc, ordinary):
+    t = to.table("a")
+    t.put(50)
+    t.collection.flush()
+    t.collection.release()
+    task = to.create(cdc, [t.name], target=ordinary, start="snapshot")
+    reason = wait_for("a reason", lambda: cdc.task(task).get("reason"), 30)
+    assert "not loaded on the source" in reason and "load_for_snapshot" in reason
+    cdc.api("delete", task_id=task)
+    task = to.create(cdc, [t.name], target=ordinary, start="snapshot", load_for_snapshot=True)
+    copied(cdc, task)
+    wait_for("the release on the source", lambda: to.source.loaded(t.name) == "NotLoad", 30)
+    t.collection.load()
+    cdc.wait_caught_up(task)
+    c = to.target.collection(t.name)
+    if not c.indexes:
+        show(to, [t])
+    to.equal(cdc, task, [t])
+
+
+def test_collections_that_go_away(to, cdc, ordinary):
+    """Dropped, or dropped and made again, while they are copied or wait for it."""
+    tables = [to.table(f"t{i}") for i in range(6)]
+    for t in tables:
+        t.put(300)
+    task = to.create(cdc, ["*"], target=ordinary, start="snapshot")
+    tables[5].drop()
+    tables[4].recreate()
+    copied(cdc, task)
+    cdc.wait_caught_up(task)
+    show(to, tables[:4])
+    to.equal(cdc, task, tables[:5])
+    to.wait_on_target("the drop", lambda: not to.target.has(tables[5].name))
+
+
+def test_refusals(to, pair, ordinary):
+    cdc = to.cdc(start=False)
+    t = to.table("a", loaded=False)
+    del cdc.config["sourceConfig"]["milvus"]
+    cdc.start()
+    with pytest.raises(ApiError, match="sourceConfig.milvus.uri"):
+        to.create(cdc, [t.name], target=ordinary, start="snapshot")
+    other = to.cdc()
+    with pytest.raises(ApiError, match="needs an ordinary Milvus as the target.*milvus-backup"):
+        to.create(other, [t.name], start="snapshot")
+    with pytest.raises(ApiError, match="allowed are now, earliest and snapshot"):
+        to.create(other, [t.name], target=ordinary, start="yesterday")
