@@ -483,7 +483,7 @@ static int teardown(void **state)
 /* A request for collection coll; more: further fields, with single quotes. id NULL: none given. */
 static struct task_spec *spec_make(const char *id, const char *coll, const char *more)
 {
-    static const struct spec_limits limits = {256, CHAN};
+    static const struct spec_limits limits = {.max_name_length = 256, .replicate_chan = CHAN};
     struct task_spec *s;
     struct err err;
     char text[600];

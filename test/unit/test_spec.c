@@ -27,7 +27,7 @@
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" \
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 
-static const struct spec_limits limits = {256, "by-dev-replicate-msg"};
+static const struct spec_limits limits = {.max_name_length = 256, .replicate_chan = "by-dev-replicate-msg"};
 
 /* Single quotes stand for double ones. */
 static json_t *parse(const char *text)
@@ -628,7 +628,7 @@ static void store_keeps_everything(void **state)
 /* The limits of the configuration are for new requests: a smaller one must not lose a stored task. */
 static void stored_task_is_not_checked_against_limits(void **state)
 {
-    struct spec_limits small = {1, "other-replicate-msg"};
+    struct spec_limits small = {.max_name_length = 1, .replicate_chan = "other-replicate-msg"};
     struct err err = {0};
     struct task_spec *s = good(SELECT(
         "'collection_infos':[{'name':'long_name'}],'rpc_channel_info':{'name':'by-dev-replicate-msg'}"));
