@@ -1,4 +1,4 @@
-"""Kafka 4.3.1 for tests and benchmarks: one node in KRaft mode, fetched once with Maven."""
+"""Kafka 4.3.1 for tests and benchmarks: nodes in KRaft mode, fetched once with Maven."""
 import os
 import shutil
 import socket
@@ -149,3 +149,14 @@ class Kafka(Process):
             if port:
                 self._wait_ready(lambda port=port: accepts(port), 120)
         return self
+
+
+def cluster(folder):
+    """Two brokers, not started; the first one is the controller. A topic has a copy on each, and a preferred leader that
+    is back leads again at once."""
+    common = {"default.replication.factor": 2, "broker.session.timeout.ms": 3000, "broker.heartbeat.interval.ms": 500,
+              "leader.imbalance.check.interval.seconds": 1, "leader.imbalance.per.broker.percentage": 0}
+    first, second = (Kafka(f"node{i}", Path(folder) / f"node{i}", heap_mb=256, settings=dict(common)) for i in (1, 2))
+    second.settings.update({"process.roles": "broker", "node.id": 2, "listeners": f"PLAINTEXT://{second.address}",
+                            "controller.quorum.voters": f"1@127.0.0.1:{first.controller}"})
+    return first, second
