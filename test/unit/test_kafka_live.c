@@ -511,7 +511,7 @@ static void test_login(void **state)
     for (int i = 0; i < 3; i++) { /* SCRAM of an old librdkafka and a new broker do not fit together */
         o.sasl_mechanisms = mechanisms[i];
         with_options(&o, topic, i == 0 || rd_kafka_version() >= 0x02060100 || getenv("KAFKA_TAKES_OLD_SCRAM"),
-                     "refuse SCRAM of librdkafka before 2.6.1");
+                     "refuses SCRAM of librdkafka before 2.6.1");
     }
     o.sasl_password = "wrong-password";
     for (int i = 0; i < 3; i++) {
