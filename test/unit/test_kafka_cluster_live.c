@@ -19,7 +19,7 @@
 enum {
     BACKLOG = 10000,
     SIZE = 4000,
-    UNDER_WAY = 200, /* records that the producer has not written yet */
+    A_SECOND = 2000, /* records written; without a limit a node that is back would never have all */
 };
 
 static pid_t node[3]; /* 1 and 2 */
@@ -89,8 +89,10 @@ static unsigned made; /* records that the producer has got */
 static void flow(const char *topic)
 {
     static char data[SIZE];
+    static uint64_t due_us;
+    uint64_t now = clock_mono_us();
 
-    while (rd_kafka_outq_len(producer) < UNDER_WAY) {
+    for (due_us = due_us + 100000 < now ? now : due_us; due_us <= now; due_us += 1000000 / A_SECOND) {
         memset(data, 'x', sizeof(data));
         snprintf(data, sizeof(data), "%010u", made++);
         produce_one(producer, topic, data, sizeof(data));
@@ -112,7 +114,7 @@ static void flow(const char *topic)
 /* So many records that are not written yet are read. */
 static void reads_on(const char *topic, const struct seen *s)
 {
-    unsigned goal = made + 5000;
+    unsigned goal = made + A_SECOND;
 
     FLOW_UNTIL(s->n >= goal);
 }
@@ -148,8 +150,8 @@ static void test_leaders_change(void **state)
     begin = clock_mono_ms();
     assert_true(behind.n < BACKLOG);
     reads_on(topic, &s);
-    print_message("the leader was killed: %llu ms until 5000 records more were written and read\n",
-                  (unsigned long long)(clock_mono_ms() - begin));
+    print_message("the leader was killed: %llu ms until %d records more were written and read\n",
+                  (unsigned long long)(clock_mono_ms() - begin), A_SECOND);
     assert_int_equal(leader(topic, false), 1);
 
     node_start(2); /* gets the records that it missed, then the partition */
