@@ -54,8 +54,8 @@ def test_connection_cut_in_a_message(lab):
     cdc.config["sourceConfig"][QUEUE]["address"] = prefix + relay.address
     try:
         cdc.start()
+        task, counted = lab.create(cdc, [lab.name("a")]), cdc.create(sink, [lab.name("a")])
         t = lab.table("a")
-        task, counted = lab.create(cdc, [t]), cdc.create(sink, [t.name])
         t.put(rows)
         cdc.wait_caught_up(task)
         for cut in range(8):  # two times 50 KB follow, in four messages
