@@ -14,9 +14,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
+
+#include "raw.h"
 
 enum {
     BUFFER = 1 << 20,
@@ -29,20 +29,6 @@ static _Noreturn void die(const char *what, const char *why)
 {
     fprintf(stderr, "rawnats: %s: %s\n", what, why);
     exit(1);
-}
-
-static double now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
-static double cpu_seconds(const struct rusage *u)
-{
-    return (double)(u->ru_utime.tv_sec + u->ru_stime.tv_sec) +
-           (double)(u->ru_utime.tv_usec + u->ru_stime.tv_usec) / 1e6;
 }
 
 /* ---- the connection ------------------------------------------------------------------------------ */
@@ -221,7 +207,6 @@ int main(int argc, char **argv)
     static struct input in;
     char *server = NULL, *stream = NULL;
     struct count c = {0};
-    struct rusage u;
     double begin = now();
 
     for (int i = 1; i < argc; i += 2) {
@@ -239,8 +224,6 @@ int main(int argc, char **argv)
     in.fd = connect_to(server);
     put(in.fd, "CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\nSUB inbox 1\r\n");
     read_all(&in, stream, &c);
-    getrusage(RUSAGE_SELF, &u);
-    printf("{\"bytes\": %llu, \"messages\": %llu, \"seconds\": %.3f, \"cpu_seconds\": %.3f, \"peak_kib\": %ld}\n",
-           c.bytes, c.messages, now() - begin, cpu_seconds(&u), u.ru_maxrss);
+    report("messages", c.messages, c.bytes, begin);
     return 0;
 }
