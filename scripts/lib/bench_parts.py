@@ -150,8 +150,8 @@ def catch_up(lab, name, rows, delay_ms=0, daemon=ours):
         sink.stop()
     seconds = (s["last_us"] - began_us) / 1e6
     flow = (s["last_us"] - s["first_us"]) / 1e6  # without the calls that set the task up, each a round trip and more
-    return {"MB/s": s["bytes"] / 1e6 / seconds, "flow MB/s": s["bytes"] / 1e6 / flow, "rows/s": rows / seconds, "CPU s/GB": cpu / (s["bytes"] / 1e9),
-            "peak MiB": peak}
+    return {"MB/s": s["bytes"] / 1e6 / seconds, "flow MB/s": s["bytes"] / 1e6 / flow, "rows/s": rows / seconds,
+            "CPU s/GB": cpu / (s["bytes"] / 1e9), "peak MiB": peak}
 
 
 def report(lab, label, runs, keys):

@@ -86,7 +86,8 @@ class Pulsar(Process):
         self.token = token
         if relay:
             self.relayed_port, self.relay_port = free_port(), free_port()
-            settings.update(bindAddresses=f"relayed:pulsar://127.0.0.1:{self.relayed_port}", internalListenerName="direct",
+            settings.update(internalListenerName="direct",
+                            bindAddresses=f"relayed:pulsar://127.0.0.1:{self.relayed_port}",
                             advertisedListeners=f"direct:pulsar://127.0.0.1:{self.port},"
                                                 f"relayed:pulsar://127.0.0.1:{self.relay_port}")
         self.settings = {

@@ -3,7 +3,8 @@
  *
  * A request waits for the answer to the one before it, which costs nothing while answers take a millisecond and nearly
  * everything at 200 ms. So the shortest answer time of the connection tells whether requests may overlap, and the rate
- * of the answers how far: twice the way's content until bytes begin to wait in front of it, then a quarter more.  A pure data structure: the caller brings the time.
+ * of the answers how far: twice the way's content until bytes begin to wait in front of it, then a quarter more.
+ * A pure data structure: the caller brings the time.
  */
 #ifndef REPL_PACE_H
 #define REPL_PACE_H

@@ -1,4 +1,4 @@
-"""The Kafka reader alone while partitions change their leader, on two brokers that the C test starts, stops and kills itself."""
+"""The Kafka reader alone while partitions change their leader, on two brokers that the C test itself starts and kills."""
 import os
 import shlex
 import subprocess
