@@ -152,8 +152,8 @@ class Kafka(Process):
 
 
 def cluster(folder):
-    """Two brokers, not started; the first one is the controller. A topic has a copy on each, and a preferred leader that
-    is back leads again at once."""
+    """Two brokers, not started; the first one is the controller. A topic has a copy on each, and a preferred leader
+    that is back leads again at once."""
     common = {"default.replication.factor": 2, "broker.session.timeout.ms": 3000, "broker.heartbeat.interval.ms": 500,
               "leader.imbalance.check.interval.seconds": 1, "leader.imbalance.per.broker.percentage": 0}
     first, second = (Kafka(f"node{i}", Path(folder) / f"node{i}", heap_mb=256, settings=dict(common)) for i in (1, 2))

@@ -63,8 +63,8 @@ class Pulsar(Process):
     """
     One broker, bookie and metadata store in a process of 512 MB heap. Ready in some 10 s. settings: keys of
     standalone.conf; the default keeps nothing longer than its subscriptions need. token, secret: from make_token(), for
-    a broker that demands one. tls: from make_tls(), for a second port. relay: opens relayed_port, whose clients are sent
-    to relay_port: a test may have a relay there.
+    a broker that demands one. tls: from make_tls(), for a second port. relay: opens relayed_port, whose clients are
+    sent to relay_port: a test may have a relay there.
     """
 
     def __init__(self, folder, name="pulsar", keep=False, token=None, secret=None, tls=None, relay=False, **settings):

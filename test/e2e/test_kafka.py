@@ -58,5 +58,5 @@ def test_reader(kafka):
 
 
 def test_scram_to_a_new_broker(kafka):
-    """SCRAM of Debian's library is refused, which test_reader sees; that of a newer one, which takes its place, works."""
+    """SCRAM of Debian's library is refused, as test_reader sees; that of a newer one, which takes its place, works."""
     assert "librdkafka 2.6.1" in run(kafka, LD_LIBRARY_PATH=str(newer_library()), KAFKA_TEST="test_login")

@@ -1,4 +1,4 @@
-"""The Kafka reader alone while partitions change their leader, on two brokers that the C test itself starts and kills."""
+"""The Kafka reader alone while partitions change their leader, on two brokers that the C test starts and kills."""
 import os
 import shlex
 import subprocess

@@ -41,7 +41,7 @@ static long peak_kib(void)
 /* what: messages or entries. */
 static void report(const char *what, unsigned long long n, unsigned long long bytes, double begin)
 {
-    printf("{\"bytes\": %llu, \"%s\": %llu, \"seconds\": %.3f, \"cpu_seconds\": %.3f, \"peak_kib\": %ld}\n", bytes, what, n,
-           now() - begin, cpu_seconds(), peak_kib());
+    printf("{\"bytes\": %llu, \"%s\": %llu, \"seconds\": %.3f, \"cpu_seconds\": %.3f, \"peak_kib\": %ld}\n", bytes,
+           what, n, now() - begin, cpu_seconds(), peak_kib());
 }
 #endif

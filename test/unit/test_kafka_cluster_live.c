@@ -1,8 +1,8 @@
 /*
- * test_kafka_cluster_live.c - the Kafka port while partitions change their leader, on a cluster that this program starts
- * and stops itself: KAFKA_NODE_1 and KAFKA_NODE_2 are shell commands that run a broker each in the foreground, the first
- * one is the controller too, KAFKA_NODES=host:port,host:port where they listen. A preferred leader that is back gets its
- * partitions again within a second (test/e2e/test_kafka_cluster.py).
+ * test_kafka_cluster_live.c - the Kafka port while partitions change their leader, on a cluster that this program
+ * starts and stops itself: KAFKA_NODE_1 and KAFKA_NODE_2 are shell commands that run a broker each in the foreground,
+ * the first one is the controller too, KAFKA_NODES=host:port,host:port where they listen. A preferred leader that is
+ * back gets its partitions again within a second (test/e2e/test_kafka_cluster.py).
  * Without them nothing runs; MILVUS_CDC_REQUIRE_LIVE=1 makes that a failure.
  */
 #include <setjmp.h>
@@ -38,6 +38,7 @@ static void make_topic(const char *topic)
     char why[200];
     int32_t nodes[] = {2, 1};
     rd_kafka_NewTopic_t *t = rd_kafka_NewTopic_new(topic, 1, -1, why, sizeof(why));
+    const rd_kafka_topic_result_t **made;
     rd_kafka_event_t *e;
     size_t n;
     rd_kafka_resp_err_t code;
@@ -47,7 +48,8 @@ static void make_topic(const char *topic)
     e = rd_kafka_queue_poll(q, LIMIT_MS);
     assert_non_null(e);
     assert_int_equal(rd_kafka_event_error(e), 0);
-    code = rd_kafka_topic_result_error(rd_kafka_CreateTopics_result_topics(rd_kafka_event_CreateTopics_result(e), &n)[0]);
+    made = rd_kafka_CreateTopics_result_topics(rd_kafka_event_CreateTopics_result(e), &n);
+    code = rd_kafka_topic_result_error(made[0]);
     if (code)
         fail_msg("%s", rd_kafka_err2str(code));
     rd_kafka_event_destroy(e);
