@@ -127,7 +127,7 @@ check-unit: $(TEST_BINS)
 	echo "all $(words $(TEST_BINS)) test programs passed"
 
 # ---- programs that tests and benchmarks use; not part of the daemon
-$(BUILD)/tools/%: test/tools/%.c $(GEN_C) $(GEN_H)
+$(BUILD)/tools/%: test/tools/%.c test/tools/raw.h $(GEN_C) $(GEN_H)
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(BASE_CPPFLAGS) $(BASE_CFLAGS) $(WARN) -O2 -g $(CFLAGS) -o $@ $< $(GEN_C) -levent $(LIBS)

@@ -39,7 +39,7 @@ struct kafka_options {
     const char *brokers;           /* "host:port,host:port" */
     const char *security_protocol; /* NULL or "": PLAINTEXT; SASL_PLAINTEXT, SSL, SASL_SSL, any case */
     /* PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; NULL or "": none. SCRAM of librdkafka before 2.6.1 (Debian 12 has 2.0.2) is
-     * refused by recent brokers, Kafka 4.3.1 for one; the trouble's text says so. */
+     * refused by Kafka 4; the trouble's text says so. A newer library in its place needs no rebuild. */
     const char *sasl_mechanisms, *sasl_username, *sasl_password;
     const char *ca_path, *cert_path, *key_path, *key_password; /* PEM files; NULL or "": none */
     /* More consumer settings of librdkafka: name, value, name, value, NULL; may be NULL. Those that would break what

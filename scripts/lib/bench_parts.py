@@ -151,8 +151,8 @@ def catch_up(lab, name, rows, delay_ms=0, daemon=ours, plain=False):
         sink.stop()
     seconds = (s["last_us"] - began_us) / 1e6
     flow = (s["last_us"] - s["first_us"]) / 1e6  # without the calls that set the task up, each a round trip and more
-    return {"MB/s": s["bytes"] / 1e6 / seconds, "flow MB/s": s["bytes"] / 1e6 / flow, "rows/s": rows / seconds, "CPU s/GB": cpu / (s["bytes"] / 1e9),
-            "peak MiB": peak}
+    return {"MB/s": s["bytes"] / 1e6 / seconds, "flow MB/s": s["bytes"] / 1e6 / flow, "rows/s": rows / seconds,
+            "CPU s/GB": cpu / (s["bytes"] / 1e9), "peak MiB": peak}
 
 
 def report(lab, label, runs, keys):
@@ -197,14 +197,25 @@ def portable_part(lab):
                ["MB/s", "CPU s/GB", "peak MiB", "rows/s"])
 
 
+def raw_command(lab):
+    """A program of test/tools that reads the large rows' topic as plainly as can be; None: the queue is files."""
+    tools, broker = ROOT / "build" / "tools", lab.queue.broker
+    return {"kafka": lambda: [tools / "rawkafka", "--brokers", broker.address, "--topic", lab.topic],
+            "pulsar": lambda: [tools / "rawpulsar", "--broker", broker.address, "--topic",
+                               f"persistent://public/default/{lab.topic}"],
+            "natsmq": lambda: [tools / "rawnats", "--server", lab.queue.address, "--stream", lab.topic],
+            "rocksmq": lambda: None}[lab.queue.name]()
+
+
 def raw_part(lab):
-    """The queue's own consumer, for comparison: a minimal librdkafka loop over the same topic."""
-    if lab.queue.name != "kafka" or not lab.topic:
+    """The queue's own consumer, for comparison: it takes the messages and throws them away."""
+    command = raw_command(lab)
+    if not command or not lab.topic:
+        ui.note("raw: needs the part large with one channel, and a queue that is a server")
         return
     runs = []
     for _ in range(lab.args.runs):
-        out = subprocess.run([ROOT / "build" / "tools" / "rawkafka", "--brokers", lab.queue.broker.address, "--topic",
-                              lab.topic], check=True, capture_output=True, text=True, timeout=600)
+        out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
         r = json.loads(out.stdout)
         runs.append({"MB/s": r["bytes"] / 1e6 / r["seconds"], "CPU s/GB": r["cpu_seconds"] / (r["bytes"] / 1e9),
                      "peak MiB": r["peak_kib"] / 1024})

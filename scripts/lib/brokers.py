@@ -1,4 +1,4 @@
-"""Kafka 4.3.1 for tests and benchmarks: one node in KRaft mode, fetched once with Maven."""
+"""Kafka 4.3.1 for tests and benchmarks: nodes in KRaft mode, fetched once with Maven."""
 import os
 import shutil
 import socket
@@ -49,10 +49,11 @@ class Kafka(Process):
     """
     address: plain text, without login. sasl: {user: password} opens a second listener, sasl_address, with PLAIN and
     SCRAM-SHA-256 and -512. tls: a folder to make a certificate authority in (ca.pem) opens tls_address.
+    relay: opens relayed_port, whose clients are sent to relay_port: a test may have a relay there.
     settings: more of server.properties.
     """
 
-    def __init__(self, name, folder, keep=False, sasl=None, tls=False, heap_mb=512, settings=None):
+    def __init__(self, name, folder, keep=False, sasl=None, tls=False, relay=False, heap_mb=512, settings=None):
         super().__init__(name, folder, keep)
         self.port, self.controller = free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
@@ -61,17 +62,26 @@ class Kafka(Process):
         self.sasl_address = f"127.0.0.1:{self.sasl_port}" if sasl else None
         self.tls_port = free_port() if tls else None
         self.tls_address = f"localhost:{self.tls_port}" if tls else None
+        self.relayed_port, self.relay_port = (free_port(), free_port()) if relay else (None, None)
         self.ca = self.dir / "ca.pem"
         self.data, self.properties = self.dir / "data", self.dir / "server.properties"
         self.settings = settings or {}
 
     def _listeners(self):
+        """Name, protocol, address."""
         out = [("PLAINTEXT", "PLAINTEXT", self.address), ("CONTROLLER", "PLAINTEXT", f"127.0.0.1:{self.controller}")]
         if self.sasl:
             out.append(("LOGIN", "SASL_PLAINTEXT", self.sasl_address))
         if self.tls_port:
             out.append(("TLS", "SSL", self.tls_address))
+        if self.relayed_port:
+            out.append(("RELAYED", "PLAINTEXT", f"127.0.0.1:{self.relayed_port}"))
         return out
+
+    def _advertised(self):
+        for name, _, address in self._listeners():
+            if name != "CONTROLLER":
+                yield f"{name}://{f'127.0.0.1:{self.relay_port}' if name == 'RELAYED' else address}"
 
     def _configure(self):
         listeners = self._listeners()
@@ -79,7 +89,7 @@ class Kafka(Process):
             "process.roles": "broker,controller", "node.id": "1", "log.dirs": self.data,
             "controller.quorum.voters": f"1@127.0.0.1:{self.controller}", "controller.listener.names": "CONTROLLER",
             "listeners": ",".join(f"{n}://{a}" for n, _, a in listeners),
-            "advertised.listeners": ",".join(f"{n}://{a}" for n, _, a in listeners if n != "CONTROLLER"),
+            "advertised.listeners": ",".join(self._advertised()),
             "listener.security.protocol.map": ",".join(f"{n}:{p}" for n, p, _ in listeners),
             "inter.broker.listener.name": "PLAINTEXT", "num.partitions": "1", "message.max.bytes": "10485760",
             "auto.create.topics.enable": "true", "offsets.topic.replication.factor": "1",
@@ -139,3 +149,14 @@ class Kafka(Process):
             if port:
                 self._wait_ready(lambda port=port: accepts(port), 120)
         return self
+
+
+def cluster(folder):
+    """Two brokers, not started; the first one is the controller. A topic has a copy on each, and a preferred leader
+    that is back leads again at once."""
+    common = {"default.replication.factor": 2, "broker.session.timeout.ms": 3000, "broker.heartbeat.interval.ms": 500,
+              "leader.imbalance.check.interval.seconds": 1, "leader.imbalance.per.broker.percentage": 0}
+    first, second = (Kafka(f"node{i}", Path(folder) / f"node{i}", heap_mb=256, settings=dict(common)) for i in (1, 2))
+    second.settings.update({"process.roles": "broker", "node.id": 2, "listeners": f"PLAINTEXT://{second.address}",
+                            "controller.quorum.voters": f"1@127.0.0.1:{first.controller}"})
+    return first, second

@@ -63,10 +63,11 @@ class Pulsar(Process):
     """
     One broker, bookie and metadata store in a process of 512 MB heap. Ready in some 10 s. settings: keys of
     standalone.conf; the default keeps nothing longer than its subscriptions need. token, secret: from make_token(), for
-    a broker that demands one. tls: from make_tls(), for a second port.
+    a broker that demands one. tls: from make_tls(), for a second port. relay: opens relayed_port, whose clients are
+    sent to relay_port: a test may have a relay there.
     """
 
-    def __init__(self, folder, name="pulsar", keep=False, token=None, secret=None, tls=None, **settings):
+    def __init__(self, folder, name="pulsar", keep=False, token=None, secret=None, tls=None, relay=False, **settings):
         super().__init__(name, folder, keep)
         if secret:
             provider = "org.apache.pulsar.broker.authentication.AuthenticationProviderToken"
@@ -83,6 +84,12 @@ class Pulsar(Process):
         self.address = f"127.0.0.1:{self.port}"
         self.web = f"http://127.0.0.1:{self.web_port}"
         self.token = token
+        if relay:
+            self.relayed_port, self.relay_port = free_port(), free_port()
+            settings.update(internalListenerName="direct",
+                            bindAddresses=f"relayed:pulsar://127.0.0.1:{self.relayed_port}",
+                            advertisedListeners=f"direct:pulsar://127.0.0.1:{self.port},"
+                                                f"relayed:pulsar://127.0.0.1:{self.relay_port}")
         self.settings = {
             "brokerServicePort": self.port, "webServicePort": self.web_port, "bindAddress": "127.0.0.1",
             "advertisedAddress": "127.0.0.1", "clusterName": "standalone", "managedLedgerDefaultEnsembleSize": 1,

@@ -40,6 +40,10 @@ class Natsmq(RocksMQ):
     def cdc(self, milvus):
         return {"natsmq": {"address": self.address}}
 
+    def relayed(self):
+        """Where a relay forwards to, and the port where it must listen; 0: any."""
+        return self.port, 0
+
     def purge(self, stream):
         """Removes every message of a stream, as retention does."""
         with socket.create_connection(("127.0.0.1", self.port), 10) as s:
@@ -61,6 +65,9 @@ class OnBroker(RocksMQ):
     def start(self):
         self.broker.start()
         return self
+
+    def relayed(self):
+        return self.broker.relayed_port, self.broker.relay_port
 
     def revive(self):
         if not self.broker.alive():
@@ -95,8 +102,8 @@ def make(name, folder):
     """A queue by name; its broker, if it has one, keeps its files below folder."""
     if name == "kafka":
         from brokers import Kafka
-        return OnKafka(Kafka("kafka", folder / "kafka"))
+        return OnKafka(Kafka("kafka", folder / "kafka", relay=True))
     if name == "pulsar":
         from brokers_pulsar import Pulsar
-        return OnPulsar(Pulsar(folder / "pulsar"))
+        return OnPulsar(Pulsar(folder / "pulsar", relay=True))
     return {"rocksmq": RocksMQ, "natsmq": Natsmq}[name]()

@@ -31,6 +31,7 @@ enum {
     OUTPUT_LOW = 256 << 10, /* made again below */
     READ_HIGH = 256 << 10,
     WRITE_ONCE = 256 << 10, /* bytes per system call: fairness among connections */
+    LARGE_BODY = 64 << 10,
 };
 
 enum h2_state {
@@ -65,6 +66,7 @@ struct h2_conn {
     nghttp2_session *session;
     LIST_HEAD(, h2_stream) streams;
     size_t n_streams;
+    int32_t last_large; /* the newest stream with a large body, which may be gone; 0: none */
     struct h2_stream *sending_headers; /* the frame that nghttp2 hands out now is its HEADERS */
     struct timer limit, kick, keepalive;
     uint64_t last_recv_ms;
@@ -184,18 +186,35 @@ static ssize_t on_read(nghttp2_session *session, int32_t id, uint8_t *buf, size_
     return (ssize_t)n;
 }
 
+/*
+ * Large bodies go one after the other: side by side, each would be complete, and answered, only with the last one. A
+ * stream that waits for its window lets the next one pass. Small ones share with the large one of the moment.
+ */
+static int32_t submit(struct h2_conn *c, const nghttp2_nv *nva, size_t n_nva, struct h2_stream *s)
+{
+    nghttp2_data_provider body = {.source.ptr = s, .read_callback = on_read};
+    nghttp2_priority_spec behind;
+    bool large = s->q->bytes >= LARGE_BODY;
+    int32_t id;
+
+    nghttp2_priority_spec_init(&behind, c->last_large, NGHTTP2_DEFAULT_WEIGHT, 0);
+    id = nghttp2_submit_request(c->session, large && c->last_large ? &behind : NULL, nva, n_nva, &body, s);
+    if (id > 0 && large)
+        c->last_large = id;
+    return id;
+}
+
 struct h2_stream *h2_start(struct h2_conn *c, const nghttp2_nv *nva, size_t n_nva, struct outq *q,
                            const struct h2_stream_events *ev, void *arg)
 {
     struct h2_stream *s = xcalloc(1, sizeof(*s));
-    nghttp2_data_provider body = {.source.ptr = s, .read_callback = on_read};
 
     assert(c->state == H2_UP);
     s->conn = c;
     s->q = q;
     s->ev = ev;
     s->arg = arg;
-    s->id = nghttp2_submit_request(c->session, NULL, nva, n_nva, &body, s);
+    s->id = submit(c, nva, n_nva, s);
     if (s->id < 0) { /* no stream id left, or no memory */
         free(s);
         set_state(c, H2_DRAINING);

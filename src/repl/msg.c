@@ -192,26 +192,37 @@ static void add_time(struct scan *sc, uint64_t tt)
     sc->n_times++;
 }
 
-/* Row timestamps: packed, in several chunks, or one by one. */
-static bool scan_times(struct scan *sc, const struct pb_field *f)
+/* Rows of one Insert mostly have one time: then its encoding is there again and again. */
+static bool scan_packed_times(struct scan *sc, const uint8_t *p, const uint8_t *end)
 {
-    const uint8_t *p, *end;
+    const uint8_t *first = p;
+    size_t each = 0, rest;
     uint64_t tt;
 
-    if (f->wire == PB_VARINT) {
-        add_time(sc, f->varint);
-        return true;
-    }
-    if (f->wire != PB_LEN)
-        return false;
-    p = f->data;
-    end = p + f->len;
     while (p < end) {
         if (!pb_varint(&p, end, &tt))
             return false;
         add_time(sc, tt);
+        rest = (size_t)(end - p);
+        if (each == 0) {
+            each = (size_t)(p - first);
+            if (rest % each == 0 && memcmp(first, p, rest) == 0) {
+                sc->n_times += rest / each;
+                return true;
+            }
+        }
     }
     return true;
+}
+
+/* Row timestamps: packed, in several chunks, or one by one. */
+static bool scan_times(struct scan *sc, const struct pb_field *f)
+{
+    if (f->wire == PB_VARINT) {
+        add_time(sc, f->varint);
+        return true;
+    }
+    return f->wire == PB_LEN && scan_packed_times(sc, f->data, f->data + f->len);
 }
 
 static bool take_text(const struct pb_field *f, const uint8_t **ret, size_t *ret_len)

@@ -3,10 +3,12 @@
  *
  * A request waits for the answer to the one before it, which costs nothing while answers take a millisecond and nearly
  * everything at 200 ms. So the shortest answer time of the connection tells whether requests may overlap, and the rate
- * of the answers how far.  A pure data structure: the caller brings the time.
+ * of the answers how far: twice the way's content until bytes begin to wait in front of it, then a quarter more.
+ * A pure data structure: the caller brings the time.
  */
 #ifndef REPL_PACE_H
 #define REPL_PACE_H
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,6 +17,8 @@ struct pace {
     uint64_t rate;       /* bytes per second that were confirmed lately */
     uint64_t span_bytes; /* confirmed since span_us */
     uint64_t span_us;    /* 0: no span begun */
+    uint64_t span_least_us; /* shortest answer time in it, 0: none yet */
+    bool waits;          /* even that one was longer than the way: the way is full */
 };
 
 /* The connection is a new one: nothing is known of the way. */

@@ -212,6 +212,16 @@ static uint64_t item_append(struct tchan *tc, struct item *it, struct request *r
     return tt;
 }
 
+/* The request has its own references: from here on each piece goes as soon as it is sent. */
+static void item_let_go(struct item *it)
+{
+    if (it->kind != ITEM_ROWS)
+        return;
+    buf_unref(it->buf);
+    it->buf = NULL;
+    it->data = NULL;
+}
+
 static void range_add(struct req_range *rg, const struct item *it, uint64_t tt)
 {
     if (!wal_pos_is_none(it->ack))
@@ -265,6 +275,7 @@ void request_take_items(struct tchan *tc, struct request *r)
         if (it->kind != ITEM_TICK && tt > r->end_tt)
             r->end_tt = tt;
         request_take(r, it, tt);
+        item_let_go(it);
     }
 }
 

@@ -22,8 +22,8 @@ enum {
 /* ---- texts ------------------------------------------------------------------------------------------ */
 
 /*
- * Before 2.6.1 librdkafka repeats its nonce in SCRAM's last message (confluentinc/librdkafka#4895). Older brokers let
- * that pass; Kafka 4.3.1 answers "invalid credentials".
+ * Before 2.6.1 librdkafka repeats its nonce in SCRAM's last message (confluentinc/librdkafka#4895). Brokers to 3.9 let
+ * that pass; since 4.0 they answer "invalid credentials".
  */
 static bool scram_may_be_too_old(const struct kafka *w)
 {
@@ -42,8 +42,8 @@ static const char *hint(const struct kafka *w, rd_kafka_resp_err_t code)
     case RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED:
     case RD_KAFKA_RESP_ERR_UNSUPPORTED_SASL_MECHANISM:
         if (scram_may_be_too_old(w))
-            return " (check sourceConfig.kafka.saslUsername, saslPassword and saslMechanisms; recent brokers, as Kafka "
-                   "4.3, refuse SCRAM of librdkafka before 2.6.1: then use PLAIN)";
+            return " (check sourceConfig.kafka.saslUsername, saslPassword and saslMechanisms; Kafka 4 refuses SCRAM of "
+                   "librdkafka before 2.6.1: install a newer librdkafka1, or use PLAIN with SASL_SSL)";
         return " (check sourceConfig.kafka.saslUsername, saslPassword and saslMechanisms)";
     case RD_KAFKA_RESP_ERR__SSL:
         return " (check sourceConfig.kafka.securityProtocol and the TLS files)";

@@ -248,7 +248,6 @@ struct wal_port *pulsar_open(struct loop *l, const struct pulsar_options *o, str
     LIST_INIT(&p->conns);
     LIST_INIT(&p->readers);
     LIST_INIT(&p->ends);
-    LIST_INIT(&p->retains);
     name_run(p);
     if (configure(p, o, err) == 0)
         return &p->port;

@@ -181,7 +181,6 @@ struct pulsar_addr {
 LIST_HEAD(pconn_list, pconn);
 LIST_HEAD(preader_list, wal_reader);
 LIST_HEAD(pend_list, pend);
-LIST_HEAD(pretain_list, pretain);
 
 struct pulsar {
     struct wal_port port;
@@ -200,7 +199,7 @@ struct pulsar {
     struct pconn_list conns;
     struct preader_list readers;
     struct pend_list ends;
-    struct pretain_list retains;
+    struct pretain *retains; /* hash */
 };
 
 static inline struct pulsar *pulsar_of(struct wal_port *w)

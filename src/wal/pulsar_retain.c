@@ -12,9 +12,10 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <uthash.h>
 
 enum {
-    ACK_EVERY_MS = 1000,
+    ACK_EVERY_MS = 3000, /* a hundred idle tasks have two hundred of these */
     WAIT_TOPIC_MS = 1000,
     RETRY_MIN_MS = 200,
     RETRY_MAX_MS = 10000,
@@ -28,9 +29,9 @@ struct waiter {
 STAILQ_HEAD(waiters, waiter);
 
 struct pretain {
-    LIST_ENTRY(pretain) next;
+    UT_hash_handle hh; /* by key */
     struct pulsar *p;
-    char *owner, *topic;
+    char *key, *owner, *topic;
     struct wal_pos from, acked; /* acked: the from that the broker has confirmed */
     struct wal_pos asked;       /* of the ack under way */
     struct psub *sub;           /* NULL: timer armed, then again */
@@ -61,12 +62,13 @@ static void pretain_free(struct pretain *t)
     struct waiter *w;
 
     leave(t);
-    LIST_REMOVE(t, next);
+    HASH_DEL(t->p->retains, t);
     timer_release(&t->timer);
     while ((w = STAILQ_FIRST(&t->waiters))) {
         STAILQ_REMOVE_HEAD(&t->waiters, next);
         free(w);
     }
+    free(t->key);
     free(t->owner);
     free(t->topic);
     free(t);
@@ -227,15 +229,19 @@ static void on_timer(void *arg)
         start(t);
 }
 
+static char *key_of(const char *owner, const char *topic)
+{
+    return xasprintf("%s\n%s", owner, topic);
+}
+
 static struct pretain *find(struct pulsar *p, const char *owner, const char *topic)
 {
+    char *key = key_of(owner, topic);
     struct pretain *t;
 
-    LIST_FOREACH (t, &p->retains, next) {
-        if (strcmp(t->owner, owner) == 0 && strcmp(t->topic, topic) == 0)
-            return t;
-    }
-    return NULL;
+    HASH_FIND_STR(p->retains, key, t);
+    free(key);
+    return t;
 }
 
 static struct pretain *pretain_new(struct pulsar *p, const char *owner, const char *topic)
@@ -243,12 +249,13 @@ static struct pretain *pretain_new(struct pulsar *p, const char *owner, const ch
     struct pretain *t = xcalloc(1, sizeof(*t));
 
     t->p = p;
+    t->key = key_of(owner, topic);
     t->owner = xstrdup(owner);
     t->topic = xstrdup(topic);
     t->backoff = (struct backoff)BACKOFF_INIT(RETRY_MIN_MS, RETRY_MAX_MS);
     STAILQ_INIT(&t->waiters);
     timer_init(&t->timer, p->loop, LOOP_PRIO_NORMAL, on_timer, t);
-    LIST_INSERT_HEAD(&p->retains, t, next);
+    HASH_ADD_KEYPTR(hh, p->retains, t->key, strlen(t->key), t);
     return t;
 }
 
@@ -302,7 +309,7 @@ void pretain_cancel(struct pulsar *p, void *arg)
     struct pretain *t;
     struct waiter *w;
 
-    LIST_FOREACH (t, &p->retains, next) {
+    for (t = p->retains; t; t = t->hh.next) {
         STAILQ_FOREACH (w, &t->waiters, next) {
             if (w->arg == arg)
                 w->done = NULL;
@@ -312,8 +319,6 @@ void pretain_cancel(struct pulsar *p, void *arg)
 
 void pretains_close(struct pulsar *p)
 {
-    struct pretain *t;
-
-    while ((t = LIST_FIRST(&p->retains)))
-        pretain_free(t);
+    while (p->retains)
+        pretain_free(p->retains);
 }

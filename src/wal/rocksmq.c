@@ -20,6 +20,7 @@
 
 enum {
     SETTLE_MS = 2,    /* from a change to the poll: the ticks of all channels come together */
+    READERS_A_MS = 32, /* and they take longer, and a poll costs more, the more channels there are */
     BLIND_MIN_MS = 2, /* without inotify: the wait doubles from poll to poll */
     BLIND_MAX_MS = 50,
     SAFETY_MS = 1000,  /* with inotify */
@@ -153,7 +154,7 @@ static void on_watch(evutil_socket_t fd, short what, void *arg)
     /* Silent until the poll, so that a busy Milvus wakes the loop once per poll and not per write.
      */
     event_del(w->watch_ev);
-    timer_set(&w->timer, SETTLE_MS);
+    timer_set(&w->timer, SETTLE_MS + w->poll.n / READERS_A_MS);
 }
 
 static void open_watch(struct rocksmq *w)

@@ -800,13 +800,13 @@ static int read_logs(struct rmq_db *db, struct work *works, size_t n, struct err
 
 /* ---- polls --------------------------------------------------------------------------------- */
 
-static void init_work(struct work *k, struct rmq_part *part)
+static void init_work(struct work *k, struct rmq_part *part, uint64_t now_ms)
 {
     const struct rmq_cursor *c = part->cursor;
 
     *k = (struct work){.part = part};
     k->min_id = c->begun ? c->id + 1 : c->earliest ? 0 : c->id;
-    part->slice.end_ms = clock_mono_ms();
+    part->slice.end_ms = now_ms;
     part->slice.log = c->log;
     part->skipped = true;
 }
@@ -866,6 +866,7 @@ int rmq_db_poll(struct rmq_db *db, struct rmq_part *parts, size_t n, struct rmq_
 {
     struct work *works;
     struct err failed; /* also of single parts on the way */
+    uint64_t now_ms = clock_mono_ms(); /* before anything is looked at */
     int code;
 
     if (n > db->cap_works) {
@@ -874,7 +875,7 @@ int rmq_db_poll(struct rmq_db *db, struct rmq_part *parts, size_t n, struct rmq_
     }
     works = db->works;
     for (size_t i = 0; i < n; i++)
-        init_work(&works[i], &parts[i]);
+        init_work(&works[i], &parts[i], now_ms);
     code = refresh(db, parts, n, n_ends, &failed);
     if (!code)
         code = answer_ends(db, ends, n_ends, &failed);

@@ -7,6 +7,7 @@ from bench_parts import Sink
 from compare import compare
 from conftest import QUEUE
 from pymilvus import utility
+from relay import Relay
 from servers import ApiError, ServerError, free_port, wait_for
 
 pytestmark = pytest.mark.every_queue
@@ -41,6 +42,34 @@ def test_broker_restarts(lab, cdc, writing, hard):
     cdc.wait_caught_up(task, 240)
     wait_for("both sides equal", lambda: same_rows(lab, t), 120, 1)
     assert cdc.task(task)["state"] == "Running"
+
+
+@pytest.mark.only_on("kafka", "pulsar", "natsmq")
+def test_connection_cut_in_a_message(lab):
+    """The broker's connection ends inside messages, again and again: a target that counts gets each row once."""
+    relay = Relay("127.0.0.1", *lab.pair.queue.relayed())
+    sink = Sink(lab.folder / "sink").start()
+    cdc, rows = lab.cdc(start=False), 1000
+    prefix = "pulsar://" if QUEUE == "pulsar" else ""
+    cdc.config["sourceConfig"][QUEUE]["address"] = prefix + relay.address
+    try:
+        cdc.start()
+        task, counted = lab.create(cdc, [lab.name("a")]), cdc.create(sink, [lab.name("a")])
+        t = lab.table("a")
+        t.put(rows)
+        cdc.wait_caught_up(task)
+        for cut in range(8):  # two times 50 KB follow, in four messages
+            relay.cut_after(lab.rnd.randrange(10_000, 90_000))
+            t.put(rows)
+            t.put(rows)
+            wait_for("the connection is cut", lambda: relay.cuts > cut, 60)
+        lab.equal(cdc, task, [t])
+        cdc.wait_caught_up(counted)
+        assert sink.stats(brief=True)["rows"] == len(t.keys) == 17 * rows
+        assert relay.cuts == 8
+    finally:
+        relay.close()
+        sink.stop()
 
 
 def same_rows(lab, t):

@@ -9,8 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <time.h>
+
+#include "raw.h"
 
 enum { BATCH = 256 };
 
@@ -36,20 +36,6 @@ static void set_pair(rd_kafka_conf_t *conf, char *pair)
         die(pair, "not NAME=VALUE");
     *eq = '\0';
     set(conf, pair, eq + 1);
-}
-
-static double now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
-static double cpu_seconds(const struct rusage *u)
-{
-    return (double)(u->ru_utime.tv_sec + u->ru_stime.tv_sec) +
-           (double)(u->ru_utime.tv_usec + u->ru_stime.tv_usec) / 1e6;
 }
 
 struct count {
@@ -106,7 +92,6 @@ int main(int argc, char **argv)
     rd_kafka_conf_t *conf = rd_kafka_conf_new();
     const char *topic = NULL;
     struct count c = {0};
-    struct rusage u;
     double begin = now();
 
     for (int i = 1; i < argc; i += 2) {
@@ -124,8 +109,6 @@ int main(int argc, char **argv)
     if (!topic)
         die("--topic", "is missing");
     run(conf, topic, &c);
-    getrusage(RUSAGE_SELF, &u);
-    printf("{\"bytes\": %llu, \"messages\": %llu, \"seconds\": %.3f, \"cpu_seconds\": %.3f, \"peak_kib\": %ld}\n",
-           c.bytes, c.messages, now() - begin, cpu_seconds(&u), u.ru_maxrss);
+    report("messages", c.messages, c.bytes, begin);
     return 0;
 }

@@ -12,11 +12,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 
 #include "pulsar.pb-c.h"
+#include "raw.h"
 
 enum {
     FRAME_MAX = 64 << 20,
@@ -28,20 +27,6 @@ static _Noreturn void die(const char *what, const char *why)
 {
     fprintf(stderr, "rawpulsar: %s: %s\n", what, why);
     exit(1);
-}
-
-static double now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
-static double cpu_seconds(const struct rusage *u)
-{
-    return (double)(u->ru_utime.tv_sec + u->ru_stime.tv_sec) +
-           (double)(u->ru_utime.tv_usec + u->ru_stime.tv_usec) / 1e6;
 }
 
 static uint32_t be32(const uint8_t *p)
@@ -217,7 +202,6 @@ int main(int argc, char **argv)
     char *broker = NULL, *topic = NULL;
     uint8_t *frame = malloc(FRAME_MAX);
     struct count c = {0};
-    struct rusage u;
     double begin = now();
     int fd;
 
@@ -237,9 +221,7 @@ int main(int argc, char **argv)
     greet(fd, frame, topic);
     subscribe(fd, frame, topic);
     read_all(fd, frame, &c);
-    getrusage(RUSAGE_SELF, &u);
-    printf("{\"bytes\": %llu, \"entries\": %llu, \"seconds\": %.3f, \"cpu_seconds\": %.3f, \"peak_kib\": %ld}\n",
-           c.bytes, c.entries, now() - begin, cpu_seconds(&u), u.ru_maxrss);
+    report("entries", c.entries, c.bytes, begin);
     free(frame);
     return 0;
 }

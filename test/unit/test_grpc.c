@@ -516,6 +516,34 @@ static void test_concurrent_echo_above_the_windows(void **state)
     free(p);
 }
 
+/* Each is there as early as can be, and a small one need not wait for them. */
+static void test_large_requests_go_one_after_the_other(void **state)
+{
+    enum { SIZE = 8 << 20, N = 3 };
+    struct fixture *f = *state;
+    uint8_t *p = pattern(SIZE);
+    unsigned released = 0;
+    struct outcome o[N], small;
+    const struct peer_stream *s;
+    size_t ahead = 0;
+
+    f->peer.window = SIZE;
+    for (int i = 0; i < N; i++)
+        send_big(f, &o[i], "/p/Size", p, SIZE, &released);
+    unary(f, &small, "/p/Echo", "x");
+    WAIT(f, small.done);
+    assert_int_equal(f->peer.complete, 1);
+    for (int i = 0; i < N; i++) {
+        WAIT(f, o[i].done);
+        assert_int_equal(o[i].status, 0);
+        assert_true(i == N - 1 || !o[i + 1].done);
+        LIST_FOREACH (s, &LIST_FIRST(&f->peer.conns)->streams, next)
+            ahead = s->in_bytes > ahead && !s->ended ? s->in_bytes : ahead;
+        assert_true(ahead < SIZE / 2);
+    }
+    free(p);
+}
+
 static void test_small_windows_of_the_peer(void **state)
 {
     enum { SIZE = 30000 };
@@ -1801,6 +1829,7 @@ int main(void)
         cmocka_unit_test(test_outq_of_many_pieces),
         T(test_64_mib_request),
         T(test_concurrent_echo_above_the_windows),
+        T(test_large_requests_go_one_after_the_other),
         T(test_small_windows_of_the_peer),
         T(test_cancel_while_the_peer_does_not_read),
         T(test_a_closed_fence),

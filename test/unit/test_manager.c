@@ -682,7 +682,7 @@ static void test_a_target_that_is_no_standby_is_refused(void **state)
 {
     (void)state;
     peer_code = 1900;
-    bad(create_with("t1", "a", ""), ERR_STATE, "not a standby");
+    bad(create_with("t1", "a", ",'mode':'standby'"), ERR_STATE, "not a standby");
     assert_null(manager_task_json(mgr, "t1"));
     assert_int_equal(n_ids(), 0);
     assert_records("");

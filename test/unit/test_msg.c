@@ -372,6 +372,7 @@ static void scan_wrong_wire_types(void **state)
 static void scan_row_times(void **state)
 {
     const uint64_t t[] = {30, UINT64_MAX, 10, 20}, zero[] = {3, 0};
+    const uint64_t same[] = {1u << 30, 1u << 30, 1u << 30, 1u << 30, (1u << 30) - 1};
     struct pb_out o = small_insert(t, 4, 6);
     struct msg_head h;
     struct buf *b;
@@ -389,6 +390,16 @@ static void scan_row_times(void **state)
     assert_int_equal(h.base_tt, ROWS_TT);
     assert_int_equal(fuzz_msg_one(b->data, b->size), 0); /* a rewrite of times leaves one chunk */
     buf_unref(b);
+
+    for (size_t n = 1; n <= 5; n++) { /* all equal, or but for the last one */
+        o = small_insert(same, n, n);
+        b = take(&o);
+        h = scan_ok(b);
+        assert_true(h.min_tt == (n < 5 ? same[0] : same[0] - 1) && h.max_tt == same[0] && h.num_rows == n);
+        buf_unref(b);
+    }
+    o = small_insert(same, 4, 3);
+    assert_bad(take(&o), "3 rows, 4 row timestamps");
 
     o = small_insert(t, 0, 0);
     assert_bad(take(&o), "0 rows, 0 row timestamps");

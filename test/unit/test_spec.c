@@ -673,24 +673,93 @@ static void public_json_has_the_documented_shape(void **state)
 {
     (void)state;
     check_public(FULL,
-                 "{'milvus_connect_param':{'host':'h','port':1,'enable_tls':false,'uri':'',"
+                 "{'mode':'standby','mode_reason':'','milvus_connect_param':{'host':'h','port':1,'enable_tls':false,'uri':'',"
                  "'dial_config':{'server_name':'n'},'channel_num':0,'ignore_partition':false,"
                  "'connect_timeout':3},'kafka_connect_param':{'address':'','topic':'',"
                  "'enable_sasl':false,'sasl':{}},'collection_infos':null,'db_collections':{'d':[{"
                  "'name':'a','positions':{'p_1v0':'CgFwEgEB'},'use_start_position':true}]}}");
     check_public("{'milvus_connect_param':{'uri':'http://h:2','token':'root:Milvus','channel_num':4},"
                  "'collection_infos':[{'name':'*'}]}",
-                 "{'milvus_connect_param':{'host':'','port':0,'enable_tls':false,'uri':'http://h:2',"
+                 "{'mode':'standby','mode_reason':'','milvus_connect_param':{'host':'','port':0,'enable_tls':false,'uri':'http://h:2',"
                  "'dial_config':{},'channel_num':4,'ignore_partition':false,'connect_timeout':0},"
                  "'kafka_connect_param':{'address':'','topic':'','enable_sasl':false,'sasl':{}},"
                  "'collection_infos':[{'name':'*','positions':null,'use_start_position':false}],"
                  "'db_collections':null}");
 }
 
+#define TO_H "{'milvus_connect_param':{'uri':'http://h:2'},'collection_infos':[{'name':'*'}]"
+
+static void mode_is_chosen_once_and_kept(void **state)
+{
+    struct task_spec *s = good(TO_H "}"), *l;
+    struct err err;
+    char *json;
+
+    (void)state;
+    assert_int_equal(s->mode, SPEC_AUTO);
+    assert_int_equal(spec_choose_mode(s, false, "v2.3.5", &err), 0);
+    assert_int_equal(s->mode, SPEC_PORTABLE);
+    assert_non_null(strstr(s->mode_reason, "v2.3.5"));
+    json = spec_to_store_json(s);
+    l = spec_from_store("t", json, &err);
+    assert_int_equal(l->mode, SPEC_PORTABLE);
+    assert_string_equal(l->mode_reason, s->mode_reason);
+    assert_int_equal(spec_choose_mode(l, true, "v2.3.5", &err), ERR_STATE); /* it became a standby meanwhile */
+    assert_non_null(strstr(err.text, "is a standby"));
+    assert_string_equal(l->mode_reason, s->mode_reason);
+    free(json);
+    spec_free(s);
+    spec_free(l);
+    s = good(TO_H ",'mode':'standby'}");
+    assert_int_equal(spec_choose_mode(s, false, "", &err), ERR_STATE);
+    assert_non_null(strstr(err.text, "common.ttMsgEnabled"));
+    assert_int_equal(spec_choose_mode(s, true, "", &err), 0);
+    spec_free(s);
+}
+
+static void refused_start(const char *request, bool readable, const char *text)
+{
+    struct spec_limits l = limits;
+    json_t *o = parse(request);
+    struct err err = {0};
+
+    l.source_readable = readable;
+    assert_null(spec_from_request(o, &l, &err));
+    if (!strstr(err.text, text))
+        fail_msg("%s", err.text);
+    json_decref(o);
+}
+
+static void start_is_checked(void **state)
+{
+    struct spec_limits l = limits;
+    json_t *o = parse(TO_H ",'start':'snapshot','load_for_snapshot':true}");
+    struct task_spec *s;
+    struct err err = {0};
+
+    (void)state;
+    refused_start(TO_H ",'start':'snapshot'}", false, "sourceConfig.milvus.uri");
+    refused_start(TO_H ",'start':'snapshot','mode':'standby'}", true, "milvus-backup");
+    refused_start(TO_H ",'start':'tomorrow'}", true, "allowed are now, earliest and snapshot");
+    refused_start(TO_H ",'load_for_snapshot':true}", true, "start is not snapshot");
+    refused_start(TO_H ",'mode':'fast'}", true, "allowed are auto, standby and portable");
+    l.source_readable = true;
+    s = spec_from_request(o, &l, &err);
+    assert_non_null(s);
+    assert_int_equal(s->start, SPEC_SNAPSHOT);
+    assert_true(s->load_for_snapshot);
+    assert_int_equal(spec_choose_mode(s, true, "", &err), ERR_STATE);
+    assert_non_null(strstr(err.text, "milvus-backup"));
+    spec_free(s);
+    json_decref(o);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_error_has_its_code),
+        cmocka_unit_test(mode_is_chosen_once_and_kept),
+        cmocka_unit_test(start_is_checked),
         cmocka_unit_test(errors_come_in_the_documented_order),
         cmocka_unit_test(errors_never_show_a_secret),
         cmocka_unit_test(address_is_built_as_documented),
