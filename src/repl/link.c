@@ -14,7 +14,8 @@
  * again at the first such message, and what the tick covers is passed over.
  *
  * Repair: messages that the target may have already (after a crash, or a request without an answer) are sent again as
- * delete + insert at new times (target.md 3.7). They are windows too.
+ * delete + insert at new times (target.md 3.7). They are windows too: those that a note names are one, those in the span of
+ * a run that crashed (span.c) are repaired window by window, until the source's tick is past it.
  *
  * The log's order and the order of time may differ. Whenever messages get new times, the confirmed ones that are not older
  * are repeated with them.
@@ -156,9 +157,9 @@ static struct item **window_take(struct link *l, uint64_t tick, bool retime, siz
 /* The channel's tick and every new time of this link, queued ones included, stay at or below this. */
 static uint64_t time_floor(const struct link *l)
 {
-    uint64_t t = l->tchan->tick_built > l->retimed_tt ? l->tchan->tick_built : l->retimed_tt;
+    uint64_t t = max_tt(l->tchan->tick_built, l->retimed_tt);
 
-    return (t > l->above ? t : l->above) + l->retime_queued;
+    return max_tt(max_tt(t, l->above), l->repair_tt) + l->retime_queued;
 }
 
 /* Is something that the tick covers in doubt? */
@@ -281,8 +282,8 @@ void link_add(struct link *l, struct item *it)
         tchan_kick(l->tchan);
         return;
     }
-    it->repair = in_repair(l) && wal_pos_cmp(it->pos, l->repair_to) <= 0;
     it->confirmed = wal_pos_cmp(it->pos, l->done) <= 0 && !wal_pos_is_none(it->pos);
+    it->repair = (in_repair(l) && wal_pos_cmp(it->pos, l->repair_to) <= 0) || (!it->confirmed && it->tt <= l->repair_tt);
     TAILQ_INSERT_TAIL(&l->hold, it, entry);
 }
 
@@ -408,6 +409,10 @@ struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt
         l->sent = l->maybe = ck->sent;
         l->sent_tt = ck->sent_tt;
         l->retimed_tt = ck->retimed_tt;
+        if (ck->span_tt > ck->start_tt) {
+            l->repair_tt = ck->span_tt;
+            l->sent_tt = max_tt(l->sent_tt, ck->span_tt);
+        }
         l->op = ck->op;
         l->op_tt = ck->op_tt;
         l->target_pos = xstrdup(ck->target_pos);
@@ -423,6 +428,12 @@ struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt
         tchan_quarantine(tc);
         log_info("repl", "requests in doubt will be repaired", KS("task", s->task->o.id), KS("from", s->channel),
                  KS("to", tc->name), KU("done", l->done.minor), KU("in_doubt_to", l->sent.minor));
+    }
+    if (l->repair_tt) {
+        tchan_hold_ticks(tc);
+        log_info("repl", "what was sent ahead of the registry will be repaired", KS("task", s->task->o.id),
+                 KS("from", s->channel), KS("to", tc->name), KU("done", l->done.minor),
+                 KU("span_ms", tt_to_ms(l->repair_tt)));
     }
     return l;
 }
@@ -448,6 +459,7 @@ void link_reset(struct link *l)
 void link_restart(struct link *l)
 {
     l->sent = wal_pos_cmp(l->maybe, l->done) > 0 ? l->maybe : l->done;
+    l->span_tt = l->span_ok = 0; /* sent is exact */
     l->dirty = l->ticked = true;
     begin_catchup(l);
 }
@@ -464,6 +476,8 @@ void link_free(struct link *l)
 
 void link_fill_ckpt(const struct link *l, struct repl_ckpt *ret)
 {
+    uint64_t span_tt = max_tt(l->span_tt, l->repair_tt);
+
     *ret = (struct repl_ckpt){
         .src_channel = l->stream->channel,
         .dst_channel = l->tchan->name,
@@ -474,6 +488,7 @@ void link_fill_ckpt(const struct link *l, struct repl_ckpt *ret)
         .sent = wal_pos_cmp(l->sent, l->done) > 0 ? l->sent : l->done,
         .sent_tt = l->sent_tt,
         .retimed_tt = l->retimed_tt,
+        .span_tt = span_tt > l->start_tt ? span_tt : 0,
         .op = l->op,
         .op_tt = l->op_tt,
         .target_pos = l->target_pos,

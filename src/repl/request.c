@@ -224,6 +224,7 @@ static void range_add(struct req_range *rg, const struct item *it, uint64_t tt)
         return;
     }
     rg->has_rows = true;
+    rg->bare |= !span_covers(it);
     if (wal_pos_cmp(it->pos, rg->op) > 0) {
         rg->op = it->pos;
         rg->op_tt = it->tt;
@@ -311,16 +312,21 @@ static void request_commit(struct request *r, struct store *store, struct store_
     store->ops->commit(b, on_intent, r);
 }
 
-/* The tick is noted first, by one task: commits are carried out in order, so it is there when the last one is. */
+/*
+ * The tick is noted first, by one task: commits are carried out in order, so it is there when the last
+ * one is. What a span covers is noted already (span.c).
+ */
 void request_note(struct tchan *tc, struct request *r)
 {
     struct repl_task *t = note_task(tc, r);
     struct store *store = t ? t->o.store : tc->keep_store;
 
-    /* of ticks nothing can be in doubt; but what was confirmed must not stay in doubt */
-    for (size_t i = 0; i < r->n_ranges; i++)
-        r->ranges[i].note = r->ranges[i].link && (r->ranges[i].has_rows || r->ranges[i].link->dirty);
-    if (r->tick && store) {
+    /* of ticks nothing can be in doubt; but what was confirmed must not stay in doubt, if no checkpoint sees to it */
+    for (size_t i = 0; i < r->n_ranges; i++) {
+        const struct link *l = r->ranges[i].link;
+        r->ranges[i].note = l && (r->ranges[i].bare || (l->dirty && !l->span_ok));
+    }
+    if (r->tick > tc->bound_ok && store) {
         struct store_batch *b = store->ops->begin(store, t ? t->o.id : tc->keep_task);
         store->ops->put_tick(b, tc->hub->key, tc->name, r->tick);
         request_commit(r, store, b);
