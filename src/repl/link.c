@@ -388,7 +388,8 @@ static void begin_catchup(struct link *l)
     l->counted = false;
     l->group_open = false;
     l->n_later = 0;
-    l->retime_from = UINT64_MAX;
+    /* what the last tick covers may have times above those of confirmed messages that it does not cover */
+    l->retime_from = l->retimed_tt > l->start_tt ? l->start_tt : UINT64_MAX;
     l->tick_read = l->tick_built = l->start_tt;
     l->repair_to = wal_pos_cmp(l->sent, l->done) > 0 ? l->sent : WAL_POS_NONE;
 }

@@ -11,6 +11,8 @@
  */
 #include "repl/priv.h"
 
+#include "base/clock.h"
+
 bool span_covers(const struct item *it)
 {
     return it->kind == ITEM_ROWS && !it->retime && !it->repair && it->head.max_tt <= it->link->span_ok;
