@@ -1791,7 +1791,7 @@ static void test_crashes(void **state)
 static void test_a_later_message_is_repeated_after_a_crash(void **state)
 {
     (void)state;
-    for (unsigned seed = 110; seed < 114; seed++) {
+    for (unsigned seed = 110; seed < 112; seed++) {
         rnd_state = seed;
         struct model_coll *c = coll_create("a", 1, 0, true);
         write_tick();
@@ -2676,7 +2676,7 @@ static void span_run(unsigned seed, unsigned crashes)
 
 static void test_crash_under_a_span(void **state)
 {
-    for (unsigned seed = 130; seed < 134; seed++) {
+    for (unsigned seed = 130; seed < 132; seed++) {
         span_run(seed, 1);
         teardown(state);
         setup(state);
@@ -2685,7 +2685,7 @@ static void test_crash_under_a_span(void **state)
 
 static void test_crashes_in_the_repair_of_a_span(void **state)
 {
-    for (unsigned seed = 140; seed < 144; seed++) {
+    for (unsigned seed = 140; seed < 142; seed++) {
         span_run(seed, 3);
         teardown(state);
         setup(state);
@@ -2694,7 +2694,7 @@ static void test_crashes_in_the_repair_of_a_span(void **state)
 
 static void test_crashes_with_a_span(void **state)
 {
-    for (unsigned seed = 150; seed < 154; seed++) {
+    for (unsigned seed = 150; seed < 153; seed++) {
         print_message("seed %u\n", seed);
         crash_run(seed, 5 + seed % 4 * 20);
         teardown(state);
@@ -2706,7 +2706,7 @@ static void test_crashes_with_a_span(void **state)
 static void test_failing_requests_with_a_span(void **state)
 {
     (void)state;
-    for (unsigned seed = 160; seed < 163; seed++) {
+    for (unsigned seed = 160; seed < 162; seed++) {
         rnd_state = seed;
         if (n_colls == 0)
             start_with_a_span(100);
@@ -2727,7 +2727,7 @@ static void test_failing_requests_with_a_span(void **state)
 static void test_a_clean_stop_leaves_no_span(void **state)
 {
     (void)state;
-    for (unsigned seed = 170; seed < 174; seed++) {
+    for (unsigned seed = 170; seed < 172; seed++) {
         rnd_state = seed;
         if (n_colls == 0)
             start_with_a_span(100000);
