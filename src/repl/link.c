@@ -434,7 +434,7 @@ struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt
         tchan_hold_ticks(tc);
         log_info("repl", "what was sent ahead of the registry will be repaired", KS("task", s->task->o.id),
                  KS("from", s->channel), KS("to", tc->name), KU("done", l->done.minor),
-                 KU("span_ms", tt_to_ms(l->repair_tt)));
+                 KU("until_ms", tt_to_ms(l->repair_tt)));
     }
     return l;
 }
