@@ -295,6 +295,7 @@ static struct item *queue_tick(struct link *l, struct wal_pos pos, uint64_t tt)
     tchan_on_link_tick(l->tchan, l);
     if (!it) {
         it = item_new(ITEM_TICK, l);
+        it->behind = l->mode == LINK_CATCHUP;
         tchan_queue(l->tchan, it);
     }
     it->tt = tt;

@@ -68,6 +68,7 @@ struct item {
     uint64_t above;          /* the new time must be greater: what is repaired may be there with times up to this */
     bool retime_more;        /* the next item of the link has the same source time and must get the same new one */
     bool repair;             /* the target may have it already: delete + insert */
+    bool behind;             /* ITEM_TICK of a link that catches up */
     bool confirmed;          /* held only because time may put it after a message in doubt */
 };
 TAILQ_HEAD(item_list, item);
@@ -189,6 +190,7 @@ struct tchan {
     char *name;
     struct item_list queue;
     size_t queue_bytes, rows_queued;
+    size_t ticks_behind;       /* items there */
     struct link_list links;
     struct request_list flying; /* sent, in this order; each is confirmed after those before it */
     size_t flying_bytes;

@@ -1,13 +1,14 @@
 /*
  * span.c - source time that is reserved ahead in a shared registry, so that live rows go on while it is away.
  *
- * With a note before each request nothing can be sent while the store does not answer. So with each checkpoint a live link
- * says of the next seconds of source time: what lies behind done and is not newer than span_tt may be on the target. Rows
- * with times of their own that lie in what is durable of it need no note, nor do ticks up to the channel's bound, which is
- * reserved with it. What gets new times, and drops, are noted as ever.
+ * With a note before each request nothing can be sent while the store does not answer. So with each checkpoint a live
+ * link says of the next seconds of source time: what lies behind done and is not newer than span_tt may be on the target.
+ * Rows with times of their own that lie in what is durable of it need no note, nor do ticks up to the channel's bound,
+ * which is reserved with it. What gets new times, and drops, are noted as ever.
  *
  * After a crash whatever is behind done up to span_tt is repaired (link.c). In the memory of a living daemon it is known
- * what was sent, so a failed request costs no more than without a span, and a task that ends in order stores exactly that.
+ * what was sent, so a failed request costs no more than without a span, and a task that ends in order stores exactly
+ * that.
  */
 #include "repl/priv.h"
 

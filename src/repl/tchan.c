@@ -83,6 +83,7 @@ void tchan_unqueue_item(struct tchan *tc, struct item *it)
     tc->queue_bytes -= it->len;
     l->queued--;
     l->queued_bytes -= it->len;
+    tc->ticks_behind -= it->behind;
     if (it->retime)
         l->retime_queued--;
     if (it->kind != ITEM_TICK) {
@@ -101,6 +102,7 @@ void tchan_queue(struct tchan *tc, struct item *it)
     tc->queue_bytes += it->len;
     l->queued++;
     l->queued_bytes += it->len;
+    tc->ticks_behind += it->behind;
     if (it->retime)
         l->retime_queued++;
     if (it->kind != ITEM_TICK) {
@@ -233,17 +235,6 @@ static uint64_t tick_due(struct tchan *tc)
     return tick_waiting(tc);
 }
 
-/* What a link that catches up has confirmed does not wait for the channel's tick, which may be far ahead of the source. */
-static bool progress_waits(const struct tchan *tc)
-{
-    const struct link *l;
-
-    LIST_FOREACH(l, &tc->links, of_tchan)
-        if (l->mode == LINK_CATCHUP && l->tick)
-            return true;
-    return false;
-}
-
 /* Is there something worth a request?  Arms the timer when a tick is due only later. */
 static bool tchan_due(struct tchan *tc)
 {
@@ -251,8 +242,8 @@ static bool tchan_due(struct tchan *tc)
         return true;
     if (!tc->row_built && !tick_interval_over(tc))
         return false;
-    if (tick_due(tc) || progress_waits(tc))
-        return true;
+    if (tick_due(tc) || tc->ticks_behind)
+        return true; /* who catches up does not wait for the channel's tick, which may be far ahead of the source */
     if (tc->keep_task)
         timer_set(&tc->tick_timer, tc->hub->tick_interval_ms);
     return false;
