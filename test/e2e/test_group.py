@@ -233,29 +233,37 @@ def wait_reserved(g, postgres):
         "SELECT count(*) > 0 AND bool_and(span_tt > 0) FROM milvus_cdc.checkpoint WHERE dst_channel <> ''", name) == "t", 20)
 
 
-def flows(lab, t, rows, seconds):
-    """Rows go to the source for so long, and each time are seen on the target before the next ones."""
+def flows(lab, tables, rows, seconds):
+    """
+    Rows go to the source for so long, and each time are seen on the target before the next ones. Each table has so many
+    before; returns how many it has then.
+    """
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        t.put(5)
         rows += 5
-        t.change(t.some_keys(2))
-        lab.wait_on_target("the rows", lambda: lab.target.count(t.name) == rows, 10)
+        for t in tables:
+            t.put(5)
+            t.change(t.some_keys(2))
+        for t in tables:
+            lab.wait_on_target("the rows", lambda: lab.target.count(t.name) == rows, 10)
     return rows
 
 
 @pytest.mark.parametrize("away, back", [("pause", "cont"), ("stop", "start")])
 def test_registry_away(lab, group, postgres, away, back):
-    """The API says 503; rows go on while the lease holds. All heals by itself."""
+    """The API says 503; rows of all tasks go on while the lease holds. All heals by itself."""
     g = group(2, lease=12)
     task, t, owner, other = replicating(lab, g)
+    task2, t2 = lab.create(g.c[0], [lab.name("b")]), lab.table("b")
+    t2.put(10)
+    lab.equal(g.c[0], task2, [t2])
     wait_reserved(g, postgres)
     getattr(postgres, away)()
     try:
-        rows = flows(lab, t, 10, 2.5)
+        rows = flows(lab, [t, t2], 10, 2.5)
         status, text = owner.post({"request_type": "list"})
         assert status == 503 and json.loads(text)["code"] == 503 and "registry" in text.lower()
-        rows = flows(lab, t, rows, 0.1)
+        rows = flows(lab, [t, t2], rows, 0.1)
     finally:
         getattr(postgres, back)()
     for c in g.c:
@@ -263,6 +271,7 @@ def test_registry_away(lab, group, postgres, away, back):
     assert owner.task(task)["state"] == "Running"
     t.put(10)
     lab.equal(other, task, [t])
+    lab.equal(other, task2, [t2])
     assert lab.target.count(t.name) == rows + 10
 
 
@@ -273,7 +282,7 @@ def test_kill_9_while_the_registry_is_away(lab, group, postgres):
     wait_reserved(g, postgres)
     postgres.pause()
     try:
-        rows = flows(lab, t, 10, 1)
+        rows = flows(lab, [t], 10, 1)
         t.put(200)
         old.kill()
         old.ended_on_purpose = True
