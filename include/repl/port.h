@@ -310,7 +310,8 @@ struct sink {
 
 /*
  * Progress of one link: messages of one source channel that go to one target channel, for one task.
- * Everything at or before done is on the target. What lies in (done, sent] may be there or not.
+ * Everything at or before done is on the target. Of what lies behind it, those in (done, sent] may be there or not, and
+ * those whose source time is at or below span_tt.
  */
 struct repl_ckpt {
     char *src_channel, *dst_channel; /* pchannels */
@@ -321,6 +322,7 @@ struct repl_ckpt {
     uint64_t done_tt;      /* source time up to which all is confirmed: the source's own last tick */
     uint64_t sent_tt;      /* greatest time given to a message in (done, sent]: new times begin above it */
     uint64_t retimed_tt;   /* greatest time ever made anew for this link: true times below it cannot be kept */
+    uint64_t span_tt;      /* reserved ahead: with their own times such messages are sent without a note; 0: none */
     struct wal_pos op;     /* last confirmed message that was more than a tick, and its time */
     uint64_t op_tt;
     char *target_pos;      /* base64 message id on the target, or NULL */
@@ -351,6 +353,8 @@ struct store_ops {
     void (*del_collection)(struct store_batch *b, int64_t id);
     /* A bound for the ticks that a channel of the target may have seen, from any task; outlives tasks. */
     void (*put_tick)(struct store_batch *b, const char *target, const char *dst_channel, uint64_t tt);
+    /* The same where put_tick went ahead of what was sent: exactly this, also if it is lower than what is stored. */
+    void (*set_tick)(struct store_batch *b, const char *target, const char *dst_channel, uint64_t tt);
     /*
      * Durable (synced) when done comes without error. Commits are carried out in the order of the calls,
      * grouped. ERR_STALE: the task has another owner or epoch now, nothing was written. RETRY errors are

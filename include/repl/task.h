@@ -50,6 +50,8 @@ struct repl_task_options {
     const uint8_t *rpc_id;           /* rpc_channel_info.position, NULL: the end of the channel */
     size_t rpc_id_len;
     uint64_t rpc_tt;                 /* operations up to this time are skipped */
+    unsigned span_ms;                /* so much source time is reserved ahead in the store, so that live rows go on for so
+                                        long while it does not answer; 0: each request waits for its note */
     bool accept_gap;                 /* where a channel cannot be read on from its position, go on with the first
                                         message that exists: the user said so */
     /* Stopped by itself (USER, DATA, LOST): the owner stores the reason and frees the task. Once. */

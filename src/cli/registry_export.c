@@ -1,6 +1,6 @@
 /*
  * The registry as JSON, and back. Numbers that may have 64 bits are texts. A spec is as it is stored: sealed when there
- * is a key.
+ * is a key. Format 1 had no span_tt: its checkpoints have one number less.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +19,7 @@
 #include "registry/admin.h"
 #include "registry/seal.h"
 
-enum { FORMAT = 1, LEASE_MS = 300000, N_NUMBERS = 13 };
+enum { FORMAT = 2, LEASE_MS = 300000, N_NUMBERS = 14 };
 
 #define OWNER "milvus-cdc registry import"
 
@@ -50,6 +50,7 @@ static void numbers_of(struct repl_ckpt *c, uint64_t *ret[N_NUMBERS])
     uint64_t *const all[N_NUMBERS] = {
         &c->start.major, &c->start.minor, &c->start_tt,   &c->done.major, &c->done.minor, &c->done_tt, &c->sent.major,
         &c->sent.minor,  &c->sent_tt,     &c->retimed_tt, &c->op.major,   &c->op.minor,   &c->op_tt,
+        &c->span_tt,
     };
 
     memcpy(ret, all, sizeof(all));
@@ -281,14 +282,16 @@ static json_t *read_file(struct reg_cmd *c, const char *file)
     json_error_t e;
     json_t *root = strcmp(file, "-") == 0 ? json_loadf(stdin, 0, &e) : json_load_file(file, 0, &e);
     json_t *o;
+    int64_t format;
     size_t i;
 
     if (!root) {
         err_set(&c->err, ERR_PROTO, ERRC_USER, "%s: line %d: cannot be read", file, e.line); /* e.text may quote it */
         return NULL;
     }
-    if (json_integer_value(json_object_get(root, "milvus_cdc_registry")) != FORMAT) {
-        bad(c, file, "milvus_cdc_registry is not 1");
+    format = json_integer_value(json_object_get(root, "milvus_cdc_registry"));
+    if (format < 1 || format > FORMAT) {
+        bad(c, file, "milvus_cdc_registry is not 1 or 2");
         json_decref(root);
         return NULL;
     }

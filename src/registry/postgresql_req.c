@@ -59,6 +59,7 @@ static json_t *ckpt_json(const struct repl_ckpt *c)
     for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
         put(a, u64(numbers[i]));
     put(a, text(c->target_pos));
+    put(a, u64(c->span_tt));
     return a;
 }
 
@@ -84,7 +85,8 @@ static json_t *change_json(const struct change *c)
         put(a, json_integer(c->coll.id));
         return a;
     case CHANGE_TICK:
-        a = array("tick");
+    case CHANGE_SET_TICK:
+        a = array(c->kind == CHANGE_TICK ? "tick" : "set_tick");
         put(a, text(c->target));
         put(a, text(c->ckpt.dst_channel));
         put(a, u64(c->tt));
@@ -357,6 +359,7 @@ static void take_ckpt(struct req *q, const json_t *a)
         .op = {at(a, 12), at(a, 13)},
         .op_tt = at(a, 14),
         .target_pos = xstrdup(json_string_value(json_array_get(a, 15))),
+        .span_tt = at(a, 16),
     };
 }
 

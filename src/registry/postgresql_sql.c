@@ -280,6 +280,37 @@ static const char *const migrations[PGREG_SCHEMA] = {
     "  UPDATE request SET answer = p_answer WHERE id = p_id AND answer IS NULL RETURNING nonce INTO v_nonce;"
     "  IF FOUND THEN PERFORM tell('a:' || v_nonce); END IF;"
     " END $f$;",
+    "ALTER TABLE checkpoint ADD COLUMN span_tt bigint NOT NULL DEFAULT 0;"
+    "CREATE OR REPLACE FUNCTION change(p_task text, c jsonb) RETURNS void LANGUAGE plpgsql AS $f$"
+    " BEGIN"
+    "  CASE c->>0"
+    "  WHEN 'ckpt' THEN"
+    "   INSERT INTO checkpoint VALUES (p_task, c->>1, c->>2, (c->>3)::bigint, (c->>4)::bigint, (c->>5)::bigint,"
+    "    (c->>6)::bigint, (c->>7)::bigint, (c->>8)::bigint, (c->>9)::bigint, (c->>10)::bigint, (c->>11)::bigint,"
+    "    (c->>12)::bigint, (c->>13)::bigint, (c->>14)::bigint, (c->>15)::bigint, c->>16,"
+    "    coalesce((c->>17)::bigint, 0))" /* a daemon of version 1 has none */
+    "   ON CONFLICT (task_id, src_channel, dst_channel) DO UPDATE SET"
+    "    start_major = excluded.start_major, start_minor = excluded.start_minor, start_tt = excluded.start_tt,"
+    "    done_major = excluded.done_major, done_minor = excluded.done_minor, done_tt = excluded.done_tt,"
+    "    sent_major = excluded.sent_major, sent_minor = excluded.sent_minor, sent_tt = excluded.sent_tt,"
+    "    retimed_tt = excluded.retimed_tt, op_major = excluded.op_major, op_minor = excluded.op_minor,"
+    "    op_tt = excluded.op_tt, target_pos = excluded.target_pos, span_tt = excluded.span_tt;"
+    "  WHEN 'del_ckpt' THEN"
+    "   DELETE FROM checkpoint WHERE task_id = p_task AND src_channel = c->>1 AND dst_channel = c->>2;"
+    "  WHEN 'coll' THEN"
+    "   INSERT INTO collection VALUES (p_task, (c->>1)::bigint, c->>2)"
+    "   ON CONFLICT (task_id, collection_id) DO UPDATE SET json = excluded.json;"
+    "  WHEN 'del_coll' THEN"
+    "   DELETE FROM collection WHERE task_id = p_task AND collection_id = (c->>1)::bigint;"
+    "  WHEN 'tick' THEN" /* only upwards, compared as unsigned numbers: a negative pattern is the greater one */
+    "   INSERT INTO target_tick AS t VALUES (c->>1, c->>2, (c->>3)::bigint)"
+    "   ON CONFLICT (target, dst_channel) DO UPDATE SET tt = excluded.tt"
+    "   WHERE CASE WHEN (t.tt < 0) = (excluded.tt < 0) THEN excluded.tt > t.tt ELSE excluded.tt < 0 END;"
+    "  WHEN 'set_tick' THEN"
+    "   INSERT INTO target_tick VALUES (c->>1, c->>2, (c->>3)::bigint)"
+    "   ON CONFLICT (target, dst_channel) DO UPDATE SET tt = excluded.tt;"
+    "  END CASE;"
+    " END $f$;",
 };
 
 /* The advisory lock goes with the transaction: two daemons that start at once migrate one after the other. */
@@ -318,8 +349,8 @@ const char pgreg_list_sql[] =
 
 const char pgreg_load_sql[] =
     "SELECT (SELECT json_agg(json_build_array(src_channel, dst_channel, start_major, start_minor, start_tt, done_major,"
-    " done_minor, done_tt, sent_major, sent_minor, sent_tt, retimed_tt, op_major, op_minor, op_tt, target_pos)"
-    " ORDER BY src_channel COLLATE \"C\", dst_channel COLLATE \"C\") FROM checkpoint WHERE task_id = $1),"
+    " done_minor, done_tt, sent_major, sent_minor, sent_tt, retimed_tt, op_major, op_minor, op_tt, target_pos,"
+    " span_tt) ORDER BY src_channel COLLATE \"C\", dst_channel COLLATE \"C\") FROM checkpoint WHERE task_id = $1),"
     " (SELECT json_agg(json_build_array(collection_id, json) ORDER BY collection_id) FROM collection"
     " WHERE task_id = $1)";
 

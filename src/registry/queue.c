@@ -540,14 +540,24 @@ static void store_del_collection(struct store_batch *b, int64_t id)
     add_change(b, CHANGE_DEL_COLL)->coll.id = id;
 }
 
-static void store_put_tick(struct store_batch *b, const char *target, const char *dst_channel,
-                           uint64_t tt)
+static void add_tick(struct store_batch *b, enum change_kind kind, const char *target, const char *dst_channel,
+                     uint64_t tt)
 {
-    struct change *c = add_change(b, CHANGE_TICK);
+    struct change *c = add_change(b, kind);
 
     c->target = xstrdup(target);
     c->ckpt.dst_channel = xstrdup(dst_channel);
     c->tt = tt;
+}
+
+static void store_put_tick(struct store_batch *b, const char *target, const char *dst_channel, uint64_t tt)
+{
+    add_tick(b, CHANGE_TICK, target, dst_channel, tt);
+}
+
+static void store_set_tick(struct store_batch *b, const char *target, const char *dst_channel, uint64_t tt)
+{
+    add_tick(b, CHANGE_SET_TICK, target, dst_channel, tt);
 }
 
 static void store_commit(struct store_batch *b, store_done_fn done, void *arg)
@@ -585,6 +595,7 @@ static const struct store_ops regq_store_ops = {
     .put_collection = store_put_collection,
     .del_collection = store_del_collection,
     .put_tick = store_put_tick,
+    .set_tick = store_set_tick,
     .commit = store_commit,
     .load_tick = store_load_tick,
     .cancel = store_cancel,

@@ -46,13 +46,14 @@ enum change_kind {
     CHANGE_DEL_CKPT,
     CHANGE_PUT_COLL,
     CHANGE_DEL_COLL,
-    CHANGE_TICK
+    CHANGE_TICK,
+    CHANGE_SET_TICK
 };
 
 struct change {
     STAILQ_ENTRY(change) next;
     enum change_kind kind;
-    struct repl_ckpt ckpt; /* PUT_CKPT; the channels also of DEL_CKPT, the target one of TICK */
+    struct repl_ckpt ckpt; /* PUT_CKPT; the channels also of DEL_CKPT, the target one of the TICKs */
     struct repl_collection_rec coll;
     char *target;
     uint64_t tt;

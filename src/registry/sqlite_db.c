@@ -74,6 +74,7 @@ static const char *const migrations[REGDB_SCHEMA] = {
     "CREATE TABLE seal (proof TEXT NOT NULL);"
     "UPDATE task SET keep = 1 WHERE json_valid(spec_json)"
     " AND json_extract(spec_json, '$.request.keep_queryable');",
+    "ALTER TABLE checkpoint ADD COLUMN span_tt INTEGER NOT NULL DEFAULT 0;",
 };
 
 static const char *const stmt_sql[N_STMTS] = {
@@ -100,14 +101,14 @@ static const char *const stmt_sql[N_STMTS] = {
     [STMT_CKPT_LIST] =
         "SELECT src_channel, dst_channel, start_major, start_minor, start_tt,"
         " done_major, done_minor, done_tt, sent_major, sent_minor, sent_tt, retimed_tt,"
-        " op_major, op_minor, op_tt, target_pos"
+        " op_major, op_minor, op_tt, target_pos, span_tt"
         " FROM checkpoint WHERE task_id = ?1 ORDER BY src_channel, dst_channel",
     [STMT_CKPT_PUT] =
         "INSERT OR REPLACE INTO checkpoint (src_channel, dst_channel, start_major,"
         " start_minor, start_tt, done_major, done_minor, done_tt, sent_major, sent_minor,"
-        " sent_tt, retimed_tt, op_major, op_minor, op_tt, target_pos, task_id)"
+        " sent_tt, retimed_tt, op_major, op_minor, op_tt, target_pos, task_id, span_tt)"
         " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,"
-        " ?17)",
+        " ?17, ?18)",
     [STMT_CKPT_DELETE] = "DELETE FROM checkpoint WHERE task_id = ?1 AND src_channel = ?2"
                          " AND dst_channel = ?3",
     [STMT_COLL_LIST] = "SELECT collection_id, json FROM collection WHERE task_id = ?1"
@@ -121,6 +122,7 @@ static const char *const stmt_sql[N_STMTS] = {
                         " ON CONFLICT (target, dst_channel) DO UPDATE SET tt = excluded.tt"
                         " WHERE CASE WHEN (tt < 0) = (excluded.tt < 0) THEN excluded.tt > tt"
                         " ELSE excluded.tt < 0 END",
+    [STMT_TICK_SET] = "INSERT OR REPLACE INTO target_tick (target, dst_channel, tt) VALUES (?1, ?2, ?3)",
     [STMT_TICK_LIST] = "SELECT target, dst_channel, tt FROM target_tick ORDER BY target, dst_channel",
     [STMT_LEASE_LIST] = "SELECT target_key, epoch FROM lease ORDER BY target_key",
     [STMT_LEASE_RAISE] = "INSERT INTO lease (target_key, owner, epoch, since_ms) VALUES (?1, '', ?2, 0)"

@@ -18,7 +18,7 @@ struct seal;
 struct xthread;
 
 enum {
-    REGDB_SCHEMA = 2,      /* PRAGMA user_version that this build writes */
+    REGDB_SCHEMA = 3,      /* PRAGMA user_version that this build writes */
     REGDB_BUSY_MS = 500    /* wait for another program's lock inside one try */
 };
 
@@ -47,6 +47,7 @@ enum regdb_stmt {
     STMT_COLL_DELETE,
     STMT_TICK_GET,
     STMT_TICK_RAISE,
+    STMT_TICK_SET,
     STMT_TICK_LIST,
     STMT_LEASE_LIST,
     STMT_LEASE_RAISE,

@@ -239,6 +239,7 @@ static int put_ckpt(struct regdb *db, const struct req *q, const struct repl_ckp
         bind_u64(s, (int)i + 3, numbers[i]);
     bind_text(s, 16, c->target_pos); /* NULL binds as NULL */
     bind_text(s, 17, q->task.id);
+    bind_u64(s, 18, c->span_tt);
     return run(db, STMT_CKPT_PUT);
 }
 
@@ -271,14 +272,15 @@ static int del_coll(struct regdb *db, const struct req *q, int64_t id)
     return run(db, STMT_COLL_DELETE);
 }
 
-static int raise_tick(struct regdb *db, const struct change *c)
+static int put_tick(struct regdb *db, const struct change *c)
 {
-    sqlite3_stmt *s = db->stmts[STMT_TICK_RAISE];
+    enum regdb_stmt id = c->kind == CHANGE_SET_TICK ? STMT_TICK_SET : STMT_TICK_RAISE;
+    sqlite3_stmt *s = db->stmts[id];
 
     bind_text(s, 1, c->target);
     bind_text(s, 2, c->ckpt.dst_channel);
     bind_u64(s, 3, c->tt);
-    return run(db, STMT_TICK_RAISE);
+    return run(db, id);
 }
 
 static int apply(struct regdb *db, const struct req *q, const struct change *c)
@@ -293,7 +295,8 @@ static int apply(struct regdb *db, const struct req *q, const struct change *c)
     case CHANGE_DEL_COLL:
         return del_coll(db, q, c->coll.id);
     case CHANGE_TICK:
-        return raise_tick(db, c);
+    case CHANGE_SET_TICK:
+        return put_tick(db, c);
     }
     abort();
 }
@@ -334,6 +337,7 @@ static void add_ckpt(struct req *q, sqlite3_stmt *s)
         .op = {column_u64(s, 12), column_u64(s, 13)},
         .op_tt = column_u64(s, 14),
         .target_pos = column_dup(s, 15),
+        .span_tt = column_u64(s, 16),
     };
 }
 
@@ -417,7 +421,7 @@ static int do_put_facts(struct regdb *db, const struct req *q)
         int rc;
 
         if (c->ckpt.dst_channel) {
-            rc = raise_tick(db, c);
+            rc = put_tick(db, c);
         } else {
             bind_text(s, 1, c->target);
             bind_u64(s, 2, c->tt);

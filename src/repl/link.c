@@ -14,7 +14,8 @@
  * again at the first such message, and what the tick covers is passed over.
  *
  * Repair: messages that the target may have already (after a crash, or a request without an answer) are sent again as
- * delete + insert at new times (target.md 3.7). They are windows too.
+ * delete + insert at new times (target.md 3.7). They are windows too: those that a note names are one, those in the span of
+ * a run that crashed (span.c) are repaired window by window, until the source's tick is past it.
  *
  * To an ordinary Milvus (hub->portable) a link never is live: windows go as they are, sorted by collection and time, since
  * the target gives times of its own in the order of its calls (portable.c).
@@ -169,9 +170,9 @@ static struct item **window_take(struct link *l, uint64_t tick, bool retime, siz
 /* The channel's tick and every new time of this link, queued ones included, stay at or below this. */
 static uint64_t time_floor(const struct link *l)
 {
-    uint64_t t = l->tchan->tick_built > l->retimed_tt ? l->tchan->tick_built : l->retimed_tt;
+    uint64_t t = max_tt(l->tchan->tick_built, l->retimed_tt);
 
-    return (t > l->above ? t : l->above) + l->retime_queued;
+    return max_tt(max_tt(t, l->above), l->repair_tt) + l->retime_queued;
 }
 
 /* Is something that the tick covers in doubt? */
@@ -294,8 +295,8 @@ void link_add(struct link *l, struct item *it)
         tchan_kick(l->tchan);
         return;
     }
-    it->repair = in_repair(l) && wal_pos_cmp(it->pos, l->repair_to) <= 0;
     it->confirmed = wal_pos_cmp(it->pos, l->done) <= 0 && !wal_pos_is_none(it->pos);
+    it->repair = (in_repair(l) && wal_pos_cmp(it->pos, l->repair_to) <= 0) || (!it->confirmed && it->tt <= l->repair_tt);
     TAILQ_INSERT_TAIL(&l->hold, it, entry);
 }
 
@@ -307,6 +308,7 @@ static struct item *queue_tick(struct link *l, struct wal_pos pos, uint64_t tt)
     tchan_on_link_tick(l->tchan, l);
     if (!it) {
         it = item_new(ITEM_TICK, l);
+        it->behind = l->mode == LINK_CATCHUP;
         tchan_queue(l->tchan, it);
     }
     it->tt = tt;
@@ -403,7 +405,8 @@ static void begin_catchup(struct link *l)
     l->counted = false;
     l->group_open = false;
     l->n_later = 0;
-    l->retime_from = UINT64_MAX;
+    /* what the last tick covers may have times above those of confirmed messages that it does not cover */
+    l->retime_from = l->retimed_tt > l->start_tt ? l->start_tt : UINT64_MAX;
     l->tick_read = l->tick_built = l->start_tt;
     l->repair_to = wal_pos_cmp(l->sent, l->done) > 0 ? l->sent : WAL_POS_NONE;
 }
@@ -424,6 +427,10 @@ struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt
         l->sent = l->maybe = ck->sent;
         l->sent_tt = ck->sent_tt;
         l->retimed_tt = ck->retimed_tt;
+        if (ck->span_tt > ck->start_tt) {
+            l->repair_tt = ck->span_tt;
+            l->sent_tt = max_tt(l->sent_tt, ck->span_tt);
+        }
         l->op = ck->op;
         l->op_tt = ck->op_tt;
         l->target_pos = xstrdup(ck->target_pos);
@@ -439,6 +446,12 @@ struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt
         tchan_quarantine(tc);
         log_info("repl", "requests in doubt will be repaired", KS("task", s->task->o.id), KS("from", s->channel),
                  KS("to", tc->name), KU("done", l->done.minor), KU("in_doubt_to", l->sent.minor));
+    }
+    if (l->repair_tt) {
+        tchan_hold_ticks(tc);
+        log_info("repl", "what was sent ahead of the registry will be repaired", KS("task", s->task->o.id),
+                 KS("from", s->channel), KS("to", tc->name), KU("done", l->done.minor),
+                 KU("until_ms", tt_to_ms(l->repair_tt)));
     }
     return l;
 }
@@ -464,6 +477,7 @@ void link_reset(struct link *l)
 void link_restart(struct link *l)
 {
     l->sent = wal_pos_cmp(l->maybe, l->done) > 0 ? l->maybe : l->done;
+    l->span_tt = l->span_ok = 0; /* sent is exact */
     l->dirty = l->ticked = true;
     begin_catchup(l);
 }
@@ -488,6 +502,8 @@ void link_free(struct link *l)
 
 void link_fill_ckpt(const struct link *l, struct repl_ckpt *ret)
 {
+    uint64_t span_tt = max_tt(l->span_tt, l->repair_tt);
+
     *ret = (struct repl_ckpt){
         .src_channel = l->stream->channel,
         .dst_channel = l->tchan->name,
@@ -498,6 +514,7 @@ void link_fill_ckpt(const struct link *l, struct repl_ckpt *ret)
         .sent = wal_pos_cmp(l->sent, l->done) > 0 ? l->sent : l->done,
         .sent_tt = l->sent_tt,
         .retimed_tt = l->retimed_tt,
+        .span_tt = span_tt > l->start_tt ? span_tt : 0,
         .op = l->op,
         .op_tt = l->op_tt,
         .target_pos = l->target_pos,

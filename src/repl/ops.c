@@ -187,7 +187,7 @@ static struct coll *coll_of_op(struct repl_task *t, const char *db, const char *
 static bool data_there(const struct coll *c, uint64_t tt)
 {
     for (size_t i = 0; i < c->n_shards; i++)
-        if (!c->shards[i].link || c->shards[i].link->start_tt < tt)
+        if (!c->shards[i].link || c->shards[i].link->start_tt < tt || c->shards[i].link->tchan->tick_sent < tt)
             return false;
     return true;
 }

@@ -69,6 +69,7 @@ struct item {
     uint64_t above;          /* the new time must be greater: what is repaired may be there with times up to this */
     bool retime_more;        /* the next item of the link has the same source time and must get the same new one */
     bool repair;             /* the target may have it already: delete + insert */
+    bool behind;             /* ITEM_TICK of a link that catches up */
     bool confirmed;          /* held only because time may put it after a message in doubt */
 };
 TAILQ_HEAD(item_list, item);
@@ -104,9 +105,11 @@ struct link {
     size_t range;             /* its place in the request being built, if it has one there */
     struct wal_pos maybe;     /* what was really sent: the target may have everything up to here */
     uint64_t row_max;         /* greatest time of a row on the target channel by this link */
+    uint64_t span_tt, span_ok; /* reserved source time (span.c): as it is stored from now on, and what is durable of it */
 
     /* repair after a crash or a request in doubt: (done, repair_to] may be on the target */
     struct wal_pos repair_to; /* NONE: nothing in doubt */
+    uint64_t repair_tt;       /* and what is behind done, of times up to this: the span of the run before. 0: none */
     uint64_t above;           /* new times of the last repair are greater */
 
     struct item_list hold;    /* CATCHUP: what the source's ticks do not cover yet, in the log's order */
@@ -155,6 +158,7 @@ struct req_range {
     struct wal_pos ack, doubt, op, tick_pos, tick_start, maybe_before;
     uint64_t tick_tt, op_tt, max_tt;
     bool has_rows;
+    bool bare;         /* has something that no span covers */
     bool note;         /* it is stored before the request is sent */
     bool voided; /* a request before it failed: its link's messages are in doubt even when this one is confirmed */
 };
@@ -196,6 +200,7 @@ struct tchan {
     char *name;
     struct item_list queue;
     size_t queue_bytes, rows_queued;
+    size_t ticks_behind;       /* items there */
     struct link_list links;
     struct request_list flying; /* sent, in this order; each is confirmed after those before it */
     size_t flying_bytes;
@@ -207,6 +212,9 @@ struct tchan {
     uint64_t tick_ready;       /* all messages up to it are confirmed: may be sent any time */
     uint64_t tick_out, tick_sent; /* last tick put into a request / confirmed */
     uint64_t tick_maybe;       /* greatest tick that the target may have seen */
+    uint64_t bound_tt, bound_ok; /* reserved for ticks (span.c): as stored from now on, and what is durable of it */
+    struct repl_task *bound_by;  /* whose commit it is in, NULL: none is under way */
+    uint64_t quiet_ms;         /* monotonic, no tick is built before */
     uint64_t row_built;        /* greatest row time in a request since the last tick: it is not visible yet */
     uint64_t last_tick_ms;     /* monotonic, when a tick was last built */
     uint64_t low_tick;         /* so many links hold the channel's tick down to this; 0 links: not known */
@@ -291,6 +299,8 @@ void tchan_attach(struct tchan *tc, struct link *l);
 void tchan_detach(struct tchan *tc, struct link *l);
 /* Something sent before is in doubt: it may still be at work in the target. Sends nothing for a moment. */
 void tchan_quarantine(struct tchan *tc);
+/* The same where what is sent now is above all that is in doubt: only no tick must overtake that. */
+void tchan_hold_ticks(struct tchan *tc);
 void tchan_queue(struct tchan *tc, struct item *take);
 /* The link's tick is about to move forward. */
 void tchan_on_link_tick(struct tchan *tc, const struct link *l);
@@ -303,6 +313,15 @@ bool tchan_flying_with(const struct tchan *tc, const struct link *l);
 void tchan_discard_next_with(struct tchan *tc, const struct link *l);
 void tchan_keep(struct tchan *tc, struct store *store, const char *task_id);
 void tchan_keep_stop(struct tchan *tc, const char *task_id);
+
+/* ---- span ---------------------------------------------------------------------------------- */
+
+/* May the message be sent without a note of its own? */
+bool span_covers(const struct item *it);
+/* The link's checkpoint goes into b too: reserves, or at the task's end stores what was really sent. */
+void span_store(struct link *l, struct store_batch *b);
+/* The commit of the task's checkpoints is durable. */
+void span_durable(struct repl_task *t);
 
 /* ---- stream -------------------------------------------------------------------------------- */
 

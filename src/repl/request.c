@@ -235,6 +235,7 @@ static void range_add(struct req_range *rg, const struct item *it, uint64_t tt)
         return;
     }
     rg->has_rows = true;
+    rg->bare |= !span_covers(it);
     if (wal_pos_cmp(it->pos, rg->op) > 0) {
         rg->op = it->pos;
         rg->op_tt = it->tt;
@@ -330,8 +331,8 @@ static void request_commit(struct request *r, struct store *store, struct store_
 }
 
 /*
- * Of ticks nothing can be in doubt; but what was confirmed must not stay in doubt. On a portable target one note covers the
- * whole window.
+ * Of ticks nothing can be in doubt; but what was confirmed must not stay in doubt, if no checkpoint sees to it. On a portable
+ * target one note covers the whole window.
  */
 static bool needs_note(const struct req_range *rg)
 {
@@ -339,10 +340,13 @@ static bool needs_note(const struct req_range *rg)
 
     if (l && l->tchan->hub->portable && rg->has_rows)
         return wal_pos_cmp(rg->doubt, l->sent) > 0;
-    return l && (rg->has_rows || l->dirty);
+    return l && (rg->bare || (l->dirty && !l->span_ok));
 }
 
-/* The tick is noted first, by one task: commits are carried out in order, so it is there when the last one is. */
+/*
+ * The tick is noted first, by one task: commits are carried out in order, so it is there when the last one is. What a span
+ * covers is noted already (span.c).
+ */
 void request_note(struct tchan *tc, struct request *r)
 {
     struct repl_task *t = note_task(tc, r);
@@ -350,7 +354,7 @@ void request_note(struct tchan *tc, struct request *r)
 
     for (size_t i = 0; i < r->n_ranges; i++)
         r->ranges[i].note = needs_note(&r->ranges[i]);
-    if (r->tick && store) {
+    if (r->tick > tc->bound_ok && store) {
         struct store_batch *b = store->ops->begin(store, t ? t->o.id : tc->keep_task);
         store->ops->put_tick(b, tc->hub->key, tc->name, r->tick);
         request_commit(r, store, b);

@@ -514,12 +514,20 @@ static void join_ops(struct repl_task *t)
     ops_set_start(t->ops, &ck);
 }
 
+/* A short span has to be renewed more often. */
+static uint64_t ckpt_ms(const struct repl_task *t)
+{
+    uint64_t ms = t->o.span_ms / 6;
+
+    return ms > 0 && ms < CKPT_MS ? ms : CKPT_MS;
+}
+
 static void run(struct repl_task *t)
 {
     struct coll *c;
 
     t->state = RUN_RUNNING;
-    timer_set(&t->ckpt_timer, CKPT_MS);
+    timer_set(&t->ckpt_timer, ckpt_ms(t));
     for (c = t->colls; c; c = c->hh.next)
         if (c->state == COLL_NEW)
             c->state = COLL_MAPPING;
@@ -673,6 +681,7 @@ static bool store_dirty(struct repl_task *t, store_done_fn done)
                 continue;
             if (!b)
                 b = s->ops->begin(s, t->o.id);
+            span_store(l, b);
             link_fill_ckpt(l, &ck);
             s->ops->put_ckpt(b, &ck);
             l->dirty = l->ticked = false;
@@ -699,6 +708,7 @@ static void on_stored(void *arg, const struct err *err)
         task_fatal(t, err);
         return;
     }
+    span_durable(t);
     if (!t->o.wal->ops->retain || t->state != RUN_RUNNING)
         return;
     for (struct stream *s = t->streams; s; s = s->hh.next)
@@ -722,7 +732,7 @@ static void on_ckpt_timer(void *arg)
     store_checkpoint(t);
     if (t->drops_open)
         kick_colls(t, has_drop);
-    timer_set(&t->ckpt_timer, CKPT_MS - clock_mono_ms() % CKPT_MS); /* all tasks together: one commit */
+    timer_set(&t->ckpt_timer, ckpt_ms(t) - clock_mono_ms() % ckpt_ms(t)); /* all tasks together: one commit */
 }
 
 /* ---- stop ------------------------------------------------------------------------------------------------ */

@@ -83,6 +83,7 @@ void tchan_unqueue_item(struct tchan *tc, struct item *it)
     tc->queue_bytes -= it->len;
     l->queued--;
     l->queued_bytes -= it->len;
+    tc->ticks_behind -= it->behind;
     if (it->retime)
         l->retime_queued--;
     if (it->kind != ITEM_TICK) {
@@ -101,6 +102,7 @@ void tchan_queue(struct tchan *tc, struct item *it)
     tc->queue_bytes += it->len;
     l->queued++;
     l->queued_bytes += it->len;
+    tc->ticks_behind += it->behind;
     if (it->retime)
         l->retime_queued++;
     if (it->kind != ITEM_TICK) {
@@ -205,10 +207,24 @@ void tchan_on_link_tick(struct tchan *tc, const struct link *l)
         tc->low_links--;
 }
 
+/* Something in doubt may still land behind what is sent now. The timer looks again. */
+static bool is_quiet(struct tchan *tc)
+{
+    uint64_t now = clock_mono_ms();
+
+    if (now >= tc->quiet_ms)
+        return false;
+    if (!timer_armed(&tc->tick_timer))
+        timer_set(&tc->tick_timer, tc->quiet_ms - now);
+    return true;
+}
+
 static uint64_t tick_due(struct tchan *tc)
 {
     uint64_t tick;
 
+    if (is_quiet(tc))
+        return 0;
     if ((!TAILQ_EMPTY(&tc->flying) && tchan_window(tc)) || tc->low_links)
         return tick_waiting(tc); /* promises are made with messages; the rest waits for the answers */
     tick = tchan_safe_tick(tc, true);
@@ -228,8 +244,8 @@ static bool tchan_due(struct tchan *tc)
         return !TAILQ_EMPTY(&tc->queue) && tick_interval_over(tc);
     if (!tc->row_built && !tick_interval_over(tc))
         return false;
-    if (tick_due(tc))
-        return true;
+    if (tick_due(tc) || tc->ticks_behind)
+        return true; /* who catches up does not wait for the channel's tick, which may be far ahead of the source */
     if (tc->keep_task)
         timer_set(&tc->tick_timer, tc->hub->tick_interval_ms);
     return false;
@@ -239,6 +255,8 @@ static void request_add_tick(struct tchan *tc, struct request *r)
 {
     uint64_t promise = tchan_safe_tick(tc, false), tick;
 
+    if (is_quiet(tc))
+        return;
     if (promise > tc->tick_built)
         r->promise = tc->tick_built = promise;
     tick = r->alone && r->promise ? r->promise : tick_waiting(tc);
@@ -561,6 +579,7 @@ static void request_depart(struct tchan *tc, struct request *r)
         if (!l)
             continue;
         r->ranges[i].maybe_before = l->maybe;
+        l->sent_tt = max_tt(l->sent_tt, r->ranges[i].max_tt);
         if (wal_pos_cmp(r->ranges[i].doubt, l->maybe) > 0)
             l->maybe = r->ranges[i].doubt;
     }
@@ -676,7 +695,8 @@ static void on_tick_loaded(void *arg, const struct err *err, uint64_t tt)
         return;
     }
     tc->tick_loaded = true;
-    tc->tick_built = tc->tick_sent = tc->tick_maybe = tc->tick_ready = tc->tick_out = tt;
+    /* the bound may be ahead of what was really sent: nobody may take it for that (tick_sent) */
+    tc->tick_built = tc->tick_maybe = tc->tick_ready = tc->tick_out = tt;
     tc->backoff.cur_ms = 0;
     for (l = LIST_FIRST(&tc->links); l; l = tmp) {
         tmp = LIST_NEXT(l, of_tchan);
@@ -711,6 +731,11 @@ void tchan_quarantine(struct tchan *tc)
     timer_set(&tc->retry_timer, QUARANTINE_MS);
 }
 
+void tchan_hold_ticks(struct tchan *tc)
+{
+    tc->quiet_ms = clock_mono_ms() + QUARANTINE_MS;
+}
+
 /* A store may go away with its task: nothing may wait for its answers. What was asked is asked through another one. */
 static void tchan_forget_store(struct tchan *tc, struct store *s)
 {
@@ -731,6 +756,8 @@ void tchan_detach(struct tchan *tc, struct link *l)
     tchan_unqueue(tc, l);
     TAILQ_FOREACH(r, &tc->flying, entry)
         request_forget(r, l);
+    if (tc->bound_by == l->stream->task)
+        tc->bound_by = NULL;
     LIST_REMOVE(l, of_tchan);
     tchan_load(tc);
     timer_set(&tc->tick_timer, 0); /* the minimum may have risen */

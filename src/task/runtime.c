@@ -10,6 +10,9 @@
 #include "daemon/config.h"
 #include "task/priv.h"
 
+/* Rows may be sent until the lease has run out; those that come then lie a little ahead of the tick that was read last. */
+#define SPAN_MORE_MS 500
+
 #define FAR_MS 5 /* a target whose answers take so long gets several requests at a time */
 
 /* ---- the user's selection, as repl/ asks for it ---------------------------------------------------- */
@@ -226,6 +229,7 @@ int runtime_start(struct mtask *t, store_done_fn started, struct err *err)
         .rpc_id = t->spec->rpc_id_len ? t->spec->rpc_id : NULL,
         .rpc_id_len = t->spec->rpc_id_len,
         .rpc_tt = t->spec->rpc_tt,
+        .span_ms = m->d.registry->shared ? (unsigned)m->d.lease_ms + SPAN_MORE_MS : 0,
         .accept_gap = t->accept_gap,
         .on_fatal = manager_on_fatal,
         .arg = t,

@@ -270,32 +270,85 @@ def test_a_stopped_daemon_does_not_write_after_its_successor_began(lab, group, w
         sink.kill()
 
 
-def test_registry_away(lab, group, postgres):
+def wait_reserved(g, postgres):
+    """Until what live rows may do without the registry is stored there, for each channel."""
+    name = g.registry["uri"].rsplit("/", 1)[1]
+    wait_for("reserved times", lambda: postgres.sql(
+        "SELECT count(*) > 0 AND bool_and(span_tt > 0) FROM milvus_cdc.checkpoint WHERE dst_channel <> ''", name) == "t", 20)
+
+
+def flows(lab, tables, rows, seconds):
     """
-    The API says 503 and nothing is lost. Rows wait: what is sent must be noted in the registry first, or a successor could
-    not know what is in doubt. All heals by itself.
+    Rows go to the source for so long, and each time are seen on the target before the next ones. Each table has so many
+    before; returns how many it has then.
     """
-    g = group(2, lease=6)
-    task = lab.create(g.c[0], [lab.name("a")])
-    t = lab.table("a")
-    t.put(10)
-    lab.equal(g.c[0], task, [t])
-    owner = g.wait_owner(task)
-    postgres.pause()
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        rows += 5
+        for t in tables:
+            t.put(5)
+            t.change(t.some_keys(2))
+        for t in tables:
+            lab.wait_on_target("the rows", lambda: lab.target.count(t.name) == rows, 10)
+    return rows
+
+
+@pytest.mark.parametrize("away, back", [("pause", "cont"), ("stop", "start")])
+def test_registry_away(lab, group, postgres, away, back):
+    """The API says 503; rows of all tasks go on while the lease holds. All heals by itself."""
+    g = group(2, lease=12)
+    task, t, owner, other = replicating(lab, g)
+    task2, t2 = lab.create(g.c[0], [lab.name("b")]), lab.table("b")
+    t2.put(10)
+    lab.equal(g.c[0], task2, [t2])
+    wait_reserved(g, postgres)
+    getattr(postgres, away)()
     try:
-        t.put(10)
+        rows = flows(lab, [t, t2], 10, 2.5)
         status, text = owner.post({"request_type": "list"})
         assert status == 503 and json.loads(text)["code"] == 503 and "registry" in text.lower()
+        rows = flows(lab, [t, t2], rows, 0.1)
     finally:
-        postgres.cont()
-    wait_for("it answers again", lambda: owner.api("list") is not None, 20)
+        getattr(postgres, back)()
+    for c in g.c:
+        wait_for("it answers again", lambda: c.api("list") is not None, 20)
     assert owner.task(task)["state"] == "Running"
     t.put(10)
-    lab.equal(g.c[0], task, [t])
+    lab.equal(other, task, [t])
+    lab.equal(other, task2, [t2])
+    assert lab.target.count(t.name) == rows + 10
+
+
+def test_kill_9_while_the_registry_is_away(lab, group, postgres):
+    """What was sent without a note is there once after the takeover."""
+    g = group(2, lease=9)
+    task, t, old, other = replicating(lab, g)
+    wait_reserved(g, postgres)
+    postgres.pause()
+    try:
+        rows = flows(lab, [t], 10, 1)
+        t.put(200)
+        old.kill()
+        old.ended_on_purpose = True
+    finally:
+        postgres.cont()
+    t.put(10)
+    new = g.wait_owner(task, not_this=old, ask=other)
+    t.change(t.some_keys(20))
+    lab.equal(new, task, [t])
+    assert lab.target.count(t.name) == rows + 210
+
+
+def test_registry_away_for_longer_than_the_lease(lab, group, postgres):
+    """Then rows wait; nothing is lost and nothing twice."""
+    g = group(2)
+    task, t, owner, other = replicating(lab, g)
+    wait_reserved(g, postgres)
     postgres.kill()
+    wait_for("the lease has run out", lambda: "lease has run out" in owner.log.read_text(errors="replace"), 20)
     t.put(10)
     postgres.start()
     wait_for("it answers again", lambda: owner.api("list") is not None, 30)
     t.put(10)
-    lab.equal(g.c[1], task, [t])
-    assert lab.target.count(t.name) == 50
+    lab.equal(other, task, [t])
+    assert lab.target.count(t.name) == 30

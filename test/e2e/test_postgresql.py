@@ -72,14 +72,14 @@ class Registry:
 
 
 EXPORT = {
-    "milvus_cdc_registry": 1,
+    "milvus_cdc_registry": 2,
     "tasks": [
         {"id": "a", "spec": '{"request":{"milvus_connect_param":{"token":"sesame-open"}},"exclude":[]}',
          "target": "h:1", "state": 2, "keep": True, "reason": "because \"x\" ä", "created_ms": 1, "updated_ms": 2,
          "checkpoints": [{"source": "s", "target": "d", "target_position": "cG9z",
                           "numbers": [str(2**64 - 1), "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12",
-                                      str(2**63)]},
-                         {"source": "s", "target": "e", "target_position": None, "numbers": ["0"] * 13}],
+                                      str(2**63), "14"]},
+                         {"source": "s", "target": "e", "target_position": None, "numbers": ["0"] * 14}],
          "collections": [{"id": -5, "record": "{\"n\":1}"}]},
         {"id": "b", "spec": '{"request":{}}', "target": "h:2", "state": 1, "keep": False, "reason": "", "created_ms": 3,
          "updated_ms": 4, "checkpoints": [], "collections": []},
@@ -87,6 +87,24 @@ EXPORT = {
     "targets": [{"target": "gone:1", "channel": None, "number": "7"},
                 {"target": "h:1", "channel": "d", "number": str(2**64 - 2)}],
 }
+
+
+def test_file_of_the_first_format(tmp_path):
+    """It had no spans."""
+    old = json.loads(json.dumps(EXPORT))
+    old["milvus_cdc_registry"] = 1
+    for c in old["tasks"][0]["checkpoints"]:
+        c["numbers"].pop()
+    file = tmp_path / "in.json"
+    file.write_text(json.dumps(old))
+    registry = Registry(tmp_path, "r", type="sqlite", path=str(tmp_path / "r.db"))
+    assert "2 tasks read" in registry.run("import", file)
+    out = tmp_path / "out.json"
+    registry.run("export", out)
+    assert [c["numbers"] for c in json.loads(out.read_text())["tasks"][0]["checkpoints"]] == [
+        c["numbers"] + ["0"] for c in old["tasks"][0]["checkpoints"]]
+    file.write_text(json.dumps(dict(old, milvus_cdc_registry=3)))
+    assert "is not 1 or 2" in registry.run("import", file, code=1)
 
 
 def comparable(root, unsealed=True):

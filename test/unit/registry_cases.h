@@ -371,6 +371,7 @@ static void checkpoints_and_collections(void **state)
         .op = {10, 11},
         .op_tt = 12,
         .target_pos = (char *)"cG9z",
+        .span_tt = UINT64_MAX - 1,
     };
     struct repl_ckpt other = ckpt("s0", "d1", 5);
     struct answer a = {0}, got = {0};
@@ -392,6 +393,7 @@ static void checkpoints_and_collections(void **state)
     assert_true(got.ckpt.done_tt == 8 && got.ckpt.sent_tt == 9);
     assert_true(got.ckpt.retimed_tt == UINT64_C(1) << 63);
     assert_true(got.ckpt.op.major == 10 && got.ckpt.op.minor == 11 && got.ckpt.op_tt == 12);
+    assert_true(got.ckpt.span_tt == UINT64_MAX - 1);
     free(got.text);
 
     b = s->ops->begin(s, "t");
@@ -416,7 +418,7 @@ static void checkpoints_and_collections(void **state)
     reg->ops->store_free(s);
 }
 
-static void ticks_only_rise_and_outlive_tasks(void **state)
+static void ticks_only_rise_unless_set_and_outlive_tasks(void **state)
 {
     static const uint64_t values[] = {5, 3, UINT64_C(1) << 63, 7, UINT64_MAX, INT64_MAX};
     static const uint64_t expected[] = {5,          5,         UINT64_C(1) << 63, UINT64_C(1) << 63,
@@ -437,6 +439,13 @@ static void ticks_only_rise_and_outlive_tasks(void **state)
         assert_true(tick(s, "target", "d") == expected[i]);
     }
     assert_int_equal(tick(s, "target", "e"), 0);
+    for (uint64_t tt = 9; tt >= 8; tt--) { /* a row that is new, and one that falls */
+        struct store_batch *b = s->ops->begin(s, "t");
+
+        s->ops->set_tick(b, "target", "e", tt);
+        s->ops->commit(b, NULL, NULL);
+        assert_int_equal(tick(s, "target", "e"), tt);
+    }
     reg->ops->remove(reg, "t", ME, epoch, on_done, &gone);
     assert_ok(&gone);
     assert_true(tick(s, "target", "d") == UINT64_MAX);

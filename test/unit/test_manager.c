@@ -916,7 +916,7 @@ static void test_what_waits_behind_a_failed_create_is_not_found(void **state)
 
     (void)state;
     peer_code = 1900;
-    manager_create(mgr, spec_make("t1", "a", ""), on_answer, &created);
+    manager_create(mgr, spec_make("t1", "a", ",'mode':'standby'"), on_answer, &created);
     manager_pause(mgr, "t1", on_answer, &paused);
     UNTIL(paused.calls);
     bad(created, ERR_STATE, "standby");

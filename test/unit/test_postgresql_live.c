@@ -811,10 +811,46 @@ static void two_migrate_at_once(void **state)
     assert_ok(&a);
     assert_ok(&b);
     connect_sql();
-    assert_string_equal(query("SELECT count(*) FROM schema_version"), "1");
+    assert_string_equal(query("SELECT count(*) FROM schema_version"), "2");
     free(a.text);
     free(b.text);
     r2->ops->close(r2);
+}
+
+/* One of the first release, which knew no spans. */
+static void version_1_is_migrated(void **state)
+{
+    struct repl_ckpt old = ckpt("s", "d", 5), new = old;
+    struct answer a = {0}, got[2] = {{0}, {0}};
+    struct store *s;
+
+    (void)state;
+    open_reg();
+    create_now("t");
+    s = reg->ops->store_open(reg, "t", ME, epoch);
+    commit_ckpt(s, "t", &old, &a);
+    assert_ok(&a);
+    reg->ops->store_free(s);
+    close_reg();
+    query("DELETE FROM schema_version WHERE version > 1; ALTER TABLE checkpoint DROP COLUMN span_tt;"
+          " CREATE OR REPLACE FUNCTION change(p_task text, c jsonb) RETURNS void LANGUAGE plpgsql AS"
+          " $f$ BEGIN RAISE EXCEPTION 'the old one'; END $f$");
+    reg = open_one();
+    s = reg->ops->store_open(reg, "t", ME, epoch);
+    s->ops->load(s, "t", on_load, &got[0]);
+    assert_ok(&got[0]);
+    assert_true(got[0].ckpt.done.minor == 5 && got[0].ckpt.span_tt == 0);
+    new.span_tt = 77;
+    a = (struct answer){0};
+    commit_ckpt(s, "t", &new, &a);
+    s->ops->load(s, "t", on_load, &got[1]);
+    assert_ok(&a);
+    assert_ok(&got[1]);
+    assert_int_equal(got[1].ckpt.span_tt, 77);
+    assert_string_equal(query("SELECT max(version) FROM schema_version"), "2");
+    reg->ops->store_free(s);
+    free(got[0].text);
+    free(got[1].text);
 }
 
 static void newer_schema_is_refused(void **state)
@@ -932,7 +968,7 @@ int main(void)
         TEST(all_fields_come_back),
         TEST(leases_guard_tasks),
         TEST(checkpoints_and_collections),
-        TEST(ticks_only_rise_and_outlive_tasks),
+        TEST(ticks_only_rise_unless_set_and_outlive_tasks),
         TEST(stale_commits_write_nothing),
         TEST(answers_may_call_again),
         TEST(cancel_drops_answers_and_not_writes),
@@ -951,6 +987,7 @@ int main(void)
         TEST(a_create_that_was_given_up_is_undone),
         TEST(steady_load_is_small),
         TEST(two_migrate_at_once),
+        TEST(version_1_is_migrated),
         TEST(newer_schema_is_refused),
         TEST(bad_settings_are_told),
         TEST(secrets_are_sealed),
