@@ -339,7 +339,7 @@ static bool needs_note(const struct req_range *rg)
     const struct link *l = rg->link;
 
     if (l && l->tchan->hub->portable && rg->has_rows)
-        return wal_pos_cmp(rg->doubt, l->sent) > 0;
+        return rg->bare && wal_pos_cmp(rg->doubt, l->sent) > 0;
     return l && (rg->bare || (l->dirty && !l->span_ok));
 }
 

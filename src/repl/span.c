@@ -6,6 +6,8 @@
  * Rows with times of their own that lie in what is durable of it need no note, nor do ticks up to the channel's bound,
  * which is reserved with it. What gets new times, and drops, are noted as ever.
  *
+ * To a portable target every window has the times that it has, so all of it can lie in a span; there are no ticks of ours.
+ *
  * After a crash whatever is behind done up to span_tt is repaired (link.c). In the memory of a living daemon it is known
  * what was sent, so a failed request costs no more than without a span, and a task that ends in order stores exactly
  * that.
@@ -51,9 +53,10 @@ void span_store(struct link *l, struct store_batch *b)
 
     if (t->state == RUN_STOPPING) {
         settle_ticks(l->tchan, t->o.store, b);
-    } else if (t->o.span_ms && l->mode == LINK_LIVE) {
+    } else if (t->o.span_ms && (l->mode == LINK_LIVE || l->tchan->hub->portable)) {
         l->span_tt = max_tt(l->span_tt, l->tick_read + tt_from_ms(t->o.span_ms));
-        reserve_ticks(l->tchan, t, l->span_tt, b);
+        if (!l->tchan->hub->portable)
+            reserve_ticks(l->tchan, t, l->span_tt, b);
     }
 }
 
