@@ -103,6 +103,8 @@ def test_random_workload(to, cdc, ordinary, workload):
     finish(to, cdc, task, w)
 
 
+@pytest.mark.every_queue
+@pytest.mark.only_on("rocksmq", "kafka")
 def test_random_workload_with_kill_9(to, cdc, ordinary, workload):
     """Exactly once in effect: count(*) equals the number of keys on both sides (compare_data checks it)."""
     task = create(to, cdc, ["*"], ordinary)
