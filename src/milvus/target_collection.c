@@ -26,6 +26,7 @@ struct ensure {
     char *db, *name;
     uint64_t tt;        /* create time on the source */
     size_t n_shards;    /* of the source */
+    int64_t source_id;
     struct sink_shard *source_shards; /* plain: until they are the answer's */
     Pb__CollectionSchema *schema; /* the source's; NULL: not known any more, only shards are compared */
     bool partition_key;
@@ -397,6 +398,10 @@ static int take_description(struct ensure *e, const Pb__DescribeCollectionRespon
         return err_set(err, ERR_STATE, ERRC_USER,
                        "the name is an alias of %s on the target. Drop the alias or map to another name",
                        m->schema->name);
+    if (is_plain(e) && m->collection_id == e->source_id) /* ids are times of one server's clock: no other has it */
+        return err_set(err, ERR_STATE, ERRC_USER,
+                       "the target is the source itself, and what is written would be replicated for ever. Give another "
+                       "milvus_connect_param.uri");
     rc = compare_schema(e, m->schema, err);
     free_result(e);
     if (!rc)
@@ -565,6 +570,7 @@ static int take_source(struct ensure *e, const struct src_collection *c, struct 
     int rc;
 
     e->n_shards = c->n_shards;
+    e->source_id = c->id;
     if (is_plain(e))
         take_source_shards(e, c);
     e->tt = c->create_tt ? c->create_tt : tt_from_ms(clock_wall_ms()); /* 0 is refused */

@@ -289,13 +289,26 @@ static void create_store(struct mtask *t)
     free(json);
 }
 
+/* Each row would come back as a new one. A source under another name is seen when its first collection is looked at. */
+static int check_source(const struct mtask *t, struct err *err)
+{
+    const char *uri = t->m->d.config->source_milvus.uri;
+    char *key = uri && t->spec->mode == SPEC_PORTABLE ? runtime_key_of(uri) : NULL;
+    bool same = key && strcmp(key, t->key) == 0;
+
+    free(key);
+    return same ? err_set(err, ERR_INVALID, ERRC_USER,
+                          "the target is the source itself (sourceConfig.milvus.uri): give another milvus_connect_param.uri")
+                : 0;
+}
+
 static void on_create_probed(void *arg, const struct err *err, enum target_mode mode, const char *version)
 {
     struct mtask *t = arg;
     struct err e;
 
     t->probe = NULL;
-    if (err || spec_choose_mode(t->spec, mode == TARGET_STANDBY, version, &e)) {
+    if (err || spec_choose_mode(t->spec, mode == TARGET_STANDBY, version, &e) || check_source(t, &e)) {
         manager_create_fail(t, err ? err : &e);
         return;
     }

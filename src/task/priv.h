@@ -146,6 +146,7 @@ void runtime_keep(struct mtask *t);
 void runtime_release(struct mtask *t);
 /* "host:port" of a target. Caller frees. NULL: not a uri. */
 char *runtime_key(const struct task_spec *s);
+char *runtime_key_of(const char *uri);
 void runtime_target_options(const struct task_spec *s, struct target_options *ret);
 /* Loses the connections to a target whose fence has closed. */
 void runtime_cut(struct manager *m, const char *target_key);

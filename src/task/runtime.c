@@ -53,17 +53,22 @@ static bool sel_position(void *ctx, const char *vchannel, const uint8_t **ret_id
 
 /* ---- target ------------------------------------------------------------------------------------------ */
 
-char *runtime_key(const struct task_spec *s)
+char *runtime_key_of(const char *uri)
 {
     char *host, *key;
     uint16_t port;
     bool tls;
 
-    if (target_parse_uri(s->uri, &host, &port, &tls, NULL))
+    if (target_parse_uri(uri, &host, &port, &tls, NULL))
         return NULL;
     key = xasprintf("%s:%u", host, port);
     free(host);
     return key;
+}
+
+char *runtime_key(const struct task_spec *s)
+{
+    return runtime_key_of(s->uri);
 }
 
 static bool runtime_portable(const struct task_spec *s)

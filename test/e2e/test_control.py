@@ -133,9 +133,24 @@ def test_create_with_unreachable_target(lab, cdc):
 
 
 def test_create_with_a_target_that_is_no_standby(lab, cdc):
-    text = refused(cdc, "create", 400, collection_infos=[{"name": "*"}],
+    text = refused(cdc, "create", 400, collection_infos=[{"name": "*"}], mode="standby",
                    milvus_connect_param={"uri": lab.pair.source.uri, "connect_timeout": 5})
     assert "standby" in text.lower() or "ttMsgEnabled" in text
+
+
+def test_create_with_the_source_as_the_target(lab):
+    """It would replicate its own writes for ever: refused at once by its address, else at its first collection."""
+    infos, target = [{"name": "*"}], {"uri": lab.pair.source.uri, "connect_timeout": 5}
+    text = refused(lab.cdc(), "create", 400, collection_infos=infos, milvus_connect_param=target)
+    assert "the target is the source itself" in text
+    other = lab.cdc(start=False)
+    del other.config["sourceConfig"]["milvus"]
+    other.start()
+    t = lab.table("a", loaded=False)
+    task = other.api("create", collection_infos=[{"name": t.name}], milvus_connect_param=target)["task_id"]
+    t.put(5)
+    wait_for("the task's end", lambda: other.task(task)["state"] == "Paused", 30)
+    assert "the target is the source itself" in other.task(task)["reason"]
 
 
 def test_wrong_source_path_is_told(lab):

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <stdio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -2938,6 +2939,44 @@ static void test_progress_behind_a_reserved_tick(void **state)
     wait_equal();
 }
 
+enum { N_TARGETS = 3 };
+
+static const struct {
+    const char *name;
+    bool far, portable;
+} targets[N_TARGETS] = {{"near", false, false}, {"far", true, false}, {"portable", false, true}};
+
+static int run_target(int i, const struct CMUnitTest *tests, size_t n)
+{
+    int failed;
+
+    far = targets[i].far;
+    portable = targets[i].portable;
+    failed = _cmocka_run_group_tests(targets[i].name, tests, n, NULL, NULL);
+    if (far && !getenv("TEST_FILTER") && most_flying < 4) {
+        print_message("only %u requests were ever under way at once\n", most_flying);
+        failed++;
+    }
+    fflush(stdout);
+    return failed;
+}
+
+/* Shows what it printed. */
+static int wait_target(pid_t pid, FILE *out)
+{
+    char chunk[4096];
+    size_t n;
+    int status;
+
+    if (waitpid(pid, &status, 0) != pid)
+        return 1;
+    rewind(out);
+    while ((n = fread(chunk, 1, sizeof(chunk), out)) > 0)
+        fwrite(chunk, 1, n, stdout);
+    fclose(out);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -2982,24 +3021,26 @@ int main(void)
         T(test_a_clean_stop_leaves_no_span),
         T(test_progress_behind_a_reserved_tick),
     };
-    static const struct {
-        const char *name;
-        bool far, portable;
-    } targets[] = {{"near", false, false}, {"far", true, false}, {"portable", false, true}};
     const char *only = getenv("TEST_TARGET");
+    FILE *out[N_TARGETS];
+    pid_t pids[N_TARGETS];
     int failed = 0;
 
     if (getenv("TEST_FILTER"))
         cmocka_set_test_filter(getenv("TEST_FILTER"));
-    for (size_t i = 0; i < 3; i++) {
-        far = targets[i].far;
-        portable = targets[i].portable;
-        if (!only || strcmp(only, targets[i].name) == 0)
-            failed += cmocka_run_group_tests_name(targets[i].name, tests, NULL, NULL);
+    for (int i = 0; i < N_TARGETS; i++)
+        if (only && strcmp(only, targets[i].name) == 0)
+            return run_target(i, tests, sizeof(tests) / sizeof(*tests));
+    for (int i = 0; i < N_TARGETS; i++) { /* side by side: they mostly wait */
+        out[i] = tmpfile();
+        pids[i] = fork();
+        if (pids[i] == 0) {
+            dup2(fileno(out[i]), STDOUT_FILENO);
+            dup2(fileno(out[i]), STDERR_FILENO);
+            exit(run_target(i, tests, sizeof(tests) / sizeof(*tests)));
+        }
     }
-    if (!only && !getenv("TEST_FILTER") && most_flying < 4) {
-        print_message("only %u requests were ever under way at once\n", most_flying);
-        failed++;
-    }
+    for (int i = 0; i < N_TARGETS; i++)
+        failed += wait_target(pids[i], out[i]);
     return failed;
 }

@@ -151,6 +151,21 @@ static void test_plain_collection_is_described(void **state)
     assert_int_equal(o.partition_id, 71);
 }
 
+/* The same id: it is the same server. */
+static void test_plain_target_must_not_be_the_source(void **state)
+{
+    struct schema s, t;
+    struct outcome o;
+
+    (void)state;
+    source_schema(&s, false);
+    schema_init(&t);
+    script_schema(&t.m, 5);
+    o = make_plain(&s);
+    assert_true(o.failed && o.err.cls == ERRC_USER);
+    assert_non_null(strstr(o.err.text, "the target is the source itself"));
+}
+
 static void test_plain_partition_key_has_the_sources_partitions(void **state)
 {
     struct schema s, t;
@@ -622,6 +637,7 @@ int main(void)
         on_plain(test_plain_types_that_cannot_be_written),
         on_plain(test_plain_version_is_asked_for),
         on_plain(test_plain_create_request),
+        on_plain(test_plain_target_must_not_be_the_source),
         on_plain(test_plain_collection_is_described),
         on_plain(test_plain_partition_key_has_the_sources_partitions),
         on_plain(test_plain_what_the_target_does_not_know_is_named),
