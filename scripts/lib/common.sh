@@ -86,3 +86,10 @@ ensure_venv() {
         "$VENV/bin/pip" install --quiet --disable-pip-version-check "${MILVUS_PIP[@]}"
     printf '%s' "$want" >"$stamp"
 }
+
+# Milvus Lite, in an environment of its own: its pymilvus is newer than that of the tests.
+ensure_lite() {
+    local lite=$ROOT/build/lite
+    [ -x "$lite/bin/milvus-lite" ] && return
+    step "Milvus Lite from PyPI" bash -c "python3 -m venv '$lite' && '$lite/bin/pip' install -q milvus-lite==3.2.2 pymilvus"
+}

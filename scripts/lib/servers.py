@@ -357,6 +357,33 @@ class Milvus(Process):
             return True
 
 
+class MilvusLite(Process):
+    """Milvus Lite as a server, from a virtual environment of its own (ensure_lite in common.sh)."""
+
+    BIN = ROOT / "build" / "lite" / "bin" / "milvus-lite"
+
+    def __init__(self, folder, port=None, keep=False):
+        super().__init__("milvus-lite", folder, keep)
+        self.port = port or free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.uri = f"http://{self.address}"
+
+    def start(self):
+        self.begin()
+        self.wait_ready()
+        return self
+
+    def begin(self):
+        self._spawn([self.BIN, "server", "--data-dir", self.dir / "data", "--port", self.port])
+
+    def wait_ready(self, timeout=60):
+        self._wait_ready(self._answers, timeout)
+
+    def _answers(self):
+        with socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+
+
 class ApiError(ServerError):
     def __init__(self, answer):
         super().__init__(f"{answer.get('code')}: {answer.get('message')}")
