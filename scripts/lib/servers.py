@@ -404,7 +404,7 @@ class Cdc(Process):
             "logLevel": os.environ.get("CDC_LOG", "info"),
             "registry": {"type": "sqlite", "path": str(self.dir / "cdc.db")},
             "sourceConfig": {
-                "milvus": {"uri": source.uri},
+                **({"milvus": {"uri": source.uri}} if hasattr(source, "uri") else {}),
                 "etcd": {"address": [source.etcd], "rootPath": source.root_path, "metaSubPath": "meta"},
                 **(source.queue.cdc(source) if source.queue else {"rocksmq": {"path": str(source.rocksmq)}}),
                 "replicateChan": source.replicate_channel,
