@@ -669,6 +669,107 @@ static void corpus_and_mutations(void **state)
     assert_true(n_taken > n_mutants / 10 && n_taken < n_mutants * 9 / 10);
 }
 
+/* ---- the answer of a Query ---------------------------------------------------------------------- */
+
+/* FieldData of one array of ScalarField. */
+static void page_column(struct pb_out *o, const char *name, uint64_t type, uint32_t list, struct pb_out *take_array)
+{
+    struct pb_out scalars = {0}, column = {0};
+
+    pb_out_tag(&scalars, list, PB_LEN);
+    pb_out_varint(&scalars, take_array->len);
+    pb_out_raw(&scalars, take_array->data, take_array->len);
+    pb_out_u64(&column, 1, type);
+    pb_out_str(&column, 2, name);
+    pb_out_bytes(&column, 3, scalars.data, scalars.len);
+    pb_out_bytes(o, 2, column.data, column.len);
+    pb_out_release(take_array);
+    pb_out_release(&scalars);
+    pb_out_release(&column);
+}
+
+/* Rows 7, -2, 9; of their arrays of texts the first and the last are empty, as a Query tells it. */
+static struct buf *make_page(void)
+{
+    static const uint8_t keys[] = {7, 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 9};
+    static const uint8_t arrays[] = {0x0a, 0, 0x0a, 5, 0x32, 3, 0x0a, 1, 'x', 0x0a, 0, 0x10, VARCHAR};
+    struct pb_out o = {0}, longs = {0}, rows = {0};
+
+    pb_out_bytes(&longs, 1, keys, sizeof(keys));
+    page_column(&o, "id", INT64, 3, &longs);
+    pb_out_raw(&rows, arrays, sizeof(arrays));
+    page_column(&o, "tags", ARRAY, 8, &rows);
+    return take(&o);
+}
+
+/* An Upsert of an array of texts without a list takes Milvus 2.3.5 down. */
+static void a_page_has_its_greatest_key_and_no_bare_arrays(void **state)
+{
+    struct msg_columns *c = msg_columns_new();
+    struct buf *b = make_page();
+    Col__InsertRequest *m;
+    uint8_t *text;
+    char *last;
+    size_t len;
+    struct err err;
+
+    (void)state;
+    if (msg_columns_add_page(c, b, b->data, b->size, "id", &last, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(msg_columns_rows(c), 3);
+    assert_string_equal(last, "9");
+    text = fuzz_columns_text(c, &len);
+    m = col__insert_request__unpack(NULL, len, text);
+    assert_int_equal(m->n_fields_data, 2);
+    assert_int_equal(m->fields_data[1]->scalars->array_data->n_data, 3);
+    for (size_t i = 0; i < 3; i++)
+        assert_int_equal(m->fields_data[1]->scalars->array_data->data[i]->data_case, COL__SCALAR_FIELD__DATA_STRING_DATA);
+    col__insert_request__free_unpacked(m, NULL);
+    free(text);
+    free(last);
+    msg_columns_free(c);
+    buf_unref(b);
+}
+
+static void other_pages(void **state)
+{
+    static const uint8_t texts[] = {0x0a, 1, 'a', 0x0a, 3, 'b', '"', 'c', 0x0a, 1, 'b'};
+    struct msg_columns *c = msg_columns_new();
+    struct pb_out o = {0}, list = {0}, count = {0};
+    struct buf *b = make_page();
+    char *last;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(msg_columns_add_page(c, b, b->data, b->size, "key", &last, &err), ERR_PROTO); /* no such column */
+    assert_null(last);
+    assert_int_equal(msg_columns_add_page(c, b, b->data, 0, "id", &last, &err), 0); /* no rows */
+    assert_null(last);
+    assert_int_equal(msg_columns_rows(c), 0);
+    for (size_t cut = 1; cut < b->size; cut++) { /* whatever it is, it is read within its bounds */
+        struct buf *part = fuzz_exact_buf(b->data, cut);
+        if (msg_columns_add_page(c, part, part->data, part->size, "id", &last, &err) == 0)
+            free(last);
+        buf_unref(part);
+    }
+    msg_columns_free(c);
+    buf_unref(b);
+    c = msg_columns_new();
+    pb_out_raw(&list, texts, sizeof(texts));
+    page_column(&o, "id", VARCHAR, 6, &list);
+    b = take(&o);
+    assert_int_equal(msg_columns_add_page(c, b, b->data, b->size, "id", &last, &err), 0);
+    assert_string_equal(last, "\"b\\\"c\"");
+    free(last);
+    msg_columns_free(c);
+    buf_unref(b);
+    pb_out_bytes(&count, 1, (const uint8_t[]){0xac, 2}, 2);
+    page_column(&o, "count(*)", INT64, 3, &count);
+    b = take(&o);
+    assert_int_equal(msg_page_count(b->data, b->size), 300);
+    buf_unref(b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -683,6 +784,8 @@ int main(void)
         cmocka_unit_test(system_columns_are_left_out),
         cmocka_unit_test(keys_become_an_expression),
         cmocka_unit_test(other_numbers_of_keys_are_refused),
+        cmocka_unit_test(a_page_has_its_greatest_key_and_no_bare_arrays),
+        cmocka_unit_test(other_pages),
         cmocka_unit_test(corpus_and_mutations),
     };
 
