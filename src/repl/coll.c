@@ -464,8 +464,14 @@ static void coll_mapped(struct coll *c)
 
     c->backoff.cur_ms = 0;
     set_text(&c->trouble, NULL);
-    if (first && c->copy && !c->src_dropping && !c->forced)
+    if (first && c->copy && !c->src_dropping && !c->forced) {
+        if (!c->task->o.rows) { /* the configuration changed, or is another daemon's */
+            user_error(c, "its rows from before are not all copied, and the source's API is not known here: set "
+                          "sourceConfig.milvus.uri in the configuration of this daemon");
+            return;
+        }
         c->state = COLL_COPYING;
+    }
     if (c->state == COLL_COPYING) {
         coll_save(c); /* with the target's names */
         copy_kick(c);

@@ -131,7 +131,8 @@ void copy_free(struct coll *c)
         return;
     c->copy = NULL;
     stop_running(p);
-    t->o.rows->ops->cancel(p->query);
+    if (p->query)
+        t->o.rows->ops->cancel(p->query);
     t->o.hub->sink->ops->cancel(p->write);
     for (size_t i = 0; p->ends && i < c->n_shards; i++)
         t->o.wal->ops->end_cancel(t->o.wal, &p->ends[i]);

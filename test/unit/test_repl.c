@@ -2654,6 +2654,26 @@ static void test_what_cannot_be_read_stops_the_task(void **state)
     }
 }
 
+/* A copy that began under another configuration, or by another daemon: this one cannot read the source's rows. */
+static void test_copy_without_the_sources_api(void **state)
+{
+    (void)state;
+    rnd_state = 190;
+    coll_create("a", 1, 0, true);
+    write_tick();
+    start_and_wait();
+    WAIT(t_by_name("a"));
+    stop_and_wait();
+    task_crash();
+    assert_int_equal(n_st_coll, 1);
+    char *json = xasprintf("{\"copy\":{\"partition\":1,\"after\":\"5\",\"rows\":5,\"estimate\":9},%s", st_coll[0].json + 1);
+    free(st_coll[0].json);
+    st_coll[0].json = json;
+    task_make();
+    wait_fatal();
+    assert_non_null(strstr(fatal_text, "sourceConfig.milvus.uri"));
+}
+
 static void test_stop_stores_everything(void **state)
 {
     (void)state;
@@ -3010,6 +3030,7 @@ int main(void)
         T(test_an_unreadable_operation_stops_the_task),
         T(test_databases_are_made),
         T(test_what_cannot_be_read_stops_the_task),
+        T(test_copy_without_the_sources_api),
         T(test_stop_stores_everything),
         T(test_stop_while_nothing_can_be_stored),
         T(test_a_later_message_is_repeated_after_a_crash),
