@@ -445,17 +445,21 @@ static void on_count(void *arg, const struct err *err, const struct rows_page *p
 
 /* ---- writing ------------------------------------------------------------------------------------------- */
 
+static uint64_t rows_per_s(const struct copy *p)
+{
+    return p->run_rows * 1000 / (clock_mono_ms() - p->run_ms + 1);
+}
+
 static void tell(struct copy *p)
 {
     const struct coll *c = p->coll;
-    uint64_t now = clock_mono_ms(), rate;
+    uint64_t now = clock_mono_ms();
 
     if (now - p->told_ms < TELL_MS)
         return;
     p->told_ms = now;
-    rate = p->run_rows * 1000 / (now - p->run_ms + 1);
     log_info("repl", "copying", KS("task", c->task->o.id), KS("db", c->db), KS("collection", c->name),
-             KU("rows", p->rows), KU("of_about", p->estimate), KU("rows_per_s", rate));
+             KU("rows", p->rows), KU("of_about", p->estimate), KU("rows_per_s", rows_per_s(p)));
 }
 
 static void on_written(void *arg, const struct err *err, bool doubt, const char *target_pos)
@@ -640,6 +644,6 @@ void repl_task_copying(const struct repl_task *t, struct repl_copying *ret)
         ret->rows += p->rows;
         ret->estimate += p->estimate;
         if (p->running)
-            ret->rows_per_s += p->run_rows * 1000 / (clock_mono_ms() - p->run_ms + 1);
+            ret->rows_per_s += rows_per_s(p);
     }
 }

@@ -28,8 +28,9 @@ static void separate(struct msg_keys *k)
 
 /* Milvus reads the sign apart from the digits, of which the least number has one too many; but it adds constants up.
  * (Milvus Lite does not; there this one number cannot be deleted.) */
-static void add_number(struct msg_keys *k, int64_t v)
+static void add_number(void *arg, int64_t v)
 {
+    struct msg_keys *k = arg;
     bool least = v == INT64_MIN;
     char digits[24];
 
@@ -74,14 +75,15 @@ void msg_out_quoted(struct pb_out *o, const uint8_t *s, size_t len)
     add_text(o, "\"", 1);
 }
 
-static void add_quoted(struct msg_keys *k, const uint8_t *s, size_t len)
+static void add_quoted(void *arg, const uint8_t *s, size_t len)
 {
+    struct msg_keys *k = arg;
+
     separate(k);
     msg_out_quoted(&k->text, s, len);
 }
 
-/* Field num: integers, packed or not. False: malformed. */
-static bool add_numbers(struct msg_keys *k, const uint8_t *data, size_t len, uint32_t num)
+bool msg_each_number(const uint8_t *data, size_t len, uint32_t num, void (*fn)(void *arg, int64_t v), void *arg)
 {
     struct pb_scan s = pb_scan_init(data, len);
     struct pb_field f;
@@ -92,19 +94,19 @@ static bool add_numbers(struct msg_keys *k, const uint8_t *data, size_t len, uin
         if (f.num != num)
             continue;
         if (f.wire == PB_VARINT)
-            add_number(k, (int64_t)f.varint);
+            fn(arg, (int64_t)f.varint);
         else if (f.wire != PB_LEN)
             return false;
         for (const uint8_t *p = f.data; f.wire == PB_LEN && p < f.data + f.len;) {
             if (!pb_varint(&p, f.data + f.len, &v))
                 return false;
-            add_number(k, (int64_t)v);
+            fn(arg, (int64_t)v);
         }
     }
     return n == 0;
 }
 
-static bool add_texts(struct msg_keys *k, const uint8_t *data, size_t len)
+bool msg_each_text(const uint8_t *data, size_t len, void (*fn)(void *arg, const uint8_t *s, size_t len), void *arg)
 {
     struct pb_scan s = pb_scan_init(data, len);
     struct pb_field f;
@@ -113,7 +115,7 @@ static bool add_texts(struct msg_keys *k, const uint8_t *data, size_t len)
     while ((n = pb_scan_next(&s, &f)) > 0) {
         if (f.num != ARRAY_F_DATA || f.wire != PB_LEN)
             return false;
-        add_quoted(k, f.data, f.len);
+        fn(arg, f.data, f.len);
     }
     return n == 0;
 }
@@ -125,12 +127,12 @@ static bool add_keys(struct msg_keys *k, const uint8_t *data, size_t len)
     int n = msg_find_only(data, len, DELETE_F_PRIMARY_KEYS, PB_LEN, &ids);
 
     if (n == 0)
-        return add_numbers(k, data, len, DELETE_F_OLD_KEYS);
+        return msg_each_number(data, len, DELETE_F_OLD_KEYS, add_number, k);
     if (n < 0 || (n = msg_find_only(ids.data, ids.len, IDS_F_INT, PB_LEN, &array)) < 0)
         return false;
     if (n > 0)
-        return add_numbers(k, array.data, array.len, ARRAY_F_DATA);
-    return msg_find_only(ids.data, ids.len, IDS_F_STR, PB_LEN, &array) > 0 && add_texts(k, array.data, array.len);
+        return msg_each_number(array.data, array.len, ARRAY_F_DATA, add_number, k);
+    return msg_find_only(ids.data, ids.len, IDS_F_STR, PB_LEN, &array) > 0 && msg_each_text(array.data, array.len, add_quoted, k);
 }
 
 int msg_keys_add(struct msg_keys *k, const struct msg_head *head, const uint8_t *data, size_t len, struct err *err)

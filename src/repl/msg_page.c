@@ -17,15 +17,18 @@ struct keys {
     size_t len;
 };
 
-static void take_number(struct keys *k, int64_t v)
+static void take_number(void *arg, int64_t v)
 {
+    struct keys *k = arg;
+
     if (k->n++ == 0 || v > k->number)
         k->number = v;
 }
 
 /* Texts compare byte by byte, as they do in Milvus. */
-static void take_text(struct keys *k, const uint8_t *s, size_t len)
+static void take_text(void *arg, const uint8_t *s, size_t len)
 {
+    struct keys *k = arg;
     size_t least = len < k->len ? len : k->len;
     int cmp = k->n ? memcmp(s, k->data, least) : 1;
 
@@ -36,44 +39,6 @@ static void take_text(struct keys *k, const uint8_t *s, size_t len)
     }
 }
 
-/* LongArray: packed, or one by one. */
-static bool take_numbers(struct keys *k, const struct pb_field *array)
-{
-    struct pb_scan s = pb_scan_init(array->data, array->len);
-    struct pb_field f;
-    uint64_t v;
-    int n;
-
-    while ((n = pb_scan_next(&s, &f)) > 0) {
-        if (f.num != ARRAY_F_DATA)
-            continue;
-        if (f.wire == PB_VARINT)
-            take_number(k, (int64_t)f.varint);
-        else if (f.wire != PB_LEN)
-            return false;
-        for (const uint8_t *p = f.data; f.wire == PB_LEN && p < f.data + f.len;) {
-            if (!pb_varint(&p, f.data + f.len, &v))
-                return false;
-            take_number(k, (int64_t)v);
-        }
-    }
-    return n == 0;
-}
-
-static bool take_texts(struct keys *k, const struct pb_field *array)
-{
-    struct pb_scan s = pb_scan_init(array->data, array->len);
-    struct pb_field f;
-    int n;
-
-    while ((n = pb_scan_next(&s, &f)) > 0) {
-        if (f.num != ARRAY_F_DATA || f.wire != PB_LEN)
-            return false;
-        take_text(k, f.data, f.len);
-    }
-    return n == 0;
-}
-
 static bool take_column(struct keys *k, const struct pb_field *column)
 {
     struct pb_field scalars, array;
@@ -82,9 +47,9 @@ static bool take_column(struct keys *k, const struct pb_field *column)
     if (n <= 0)
         return n == 0; /* no rows */
     if ((n = msg_find_only(scalars.data, scalars.len, SCALAR_F_LONG, PB_LEN, &array)) != 0)
-        return n > 0 && take_numbers(k, &array);
+        return n > 0 && msg_each_number(array.data, array.len, ARRAY_F_DATA, take_number, k);
     n = msg_find_only(scalars.data, scalars.len, SCALAR_F_STRING, PB_LEN, &array);
-    return n == 0 || (n > 0 && take_texts(k, &array));
+    return n == 0 || (n > 0 && msg_each_text(array.data, array.len, take_text, k));
 }
 
 static bool is_named(const struct pb_field *column, const char *name)

@@ -23,6 +23,10 @@ const struct msg_layout *msg_layout_of(int type);
 /* The sole MsgBase of an encoded message. 0; ERR_PROTO (DATA) when none, two or not protobuf. */
 int msg_find_base(const uint8_t *data, size_t len, struct pb_field *ret_base, struct err *err);
 
+/* Each integer of field num, packed or one by one. False: malformed. */
+bool msg_each_number(const uint8_t *data, size_t len, uint32_t num, void (*fn)(void *arg, int64_t v), void *arg);
+/* Each text of a StringArray. False: malformed. */
+bool msg_each_text(const uint8_t *data, size_t len, void (*fn)(void *arg, const uint8_t *s, size_t len), void *arg);
 /* A text key as an expression has it. */
 void msg_out_quoted(struct pb_out *o, const uint8_t *s, size_t len);
 

@@ -277,8 +277,6 @@ bool portable_may_send(const struct tchan *tc, const struct request *next);
 /* r has rows. done gets r. */
 struct sink_call *portable_send(struct request *r, sink_batch_fn done);
 void portable_free(struct request *r);
-/* "Insert", ...: what the request calls. */
-const char *request_call_name(const struct request *r);
 
 static inline uint64_t max_tt(uint64_t a, uint64_t b)
 {

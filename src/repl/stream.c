@@ -323,6 +323,13 @@ static struct item *item_of(const struct wal_msg *m, const struct msg_head *h, e
     return it;
 }
 
+/* Its messages have nowhere to go yet. */
+static bool must_wait(const struct coll *c, const struct shard *sh)
+{
+    return !sh->link || !sh->link->tchan->tick_loaded || c->state == COLL_MAPPING || c->state == COLL_COPYING ||
+           c->state == COLL_NEW;
+}
+
 static enum verdict on_rows(struct stream *s, const struct wal_msg *m, const struct msg_head *h)
 {
     struct coll *c;
@@ -340,8 +347,7 @@ static enum verdict on_rows(struct stream *s, const struct wal_msg *m, const str
         return HANDLED;
     if (sh->link && link_has(sh->link, m->pos, h->max_tt))
         return HANDLED;
-    if (!sh->link || !sh->link->tchan->tick_loaded || c->state == COLL_MAPPING ||
-        c->state == COLL_COPYING || c->state == COLL_NEW)
+    if (must_wait(c, sh))
         return STALL;
     if (h->partition_id != -1)
         part = coll_partition(c, h->partition_id, i, &dst_part);
@@ -367,8 +373,7 @@ static enum verdict on_drop(struct stream *s, const struct wal_msg *m, const str
             continue;
         if (sh->link && link_has(sh->link, m->pos, h->max_tt) && h->type == MSG_DROP_PARTITION)
             continue;
-        if (!sh->link || !sh->link->tchan->tick_loaded || c->state == COLL_MAPPING ||
-        c->state == COLL_COPYING || c->state == COLL_NEW)
+        if (must_wait(c, sh))
             return STALL;
         if (h->type == MSG_DROP_PARTITION && !coll_part_drop(c, h->partition_id, i, h->base_tt))
             continue;

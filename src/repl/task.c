@@ -51,21 +51,16 @@ void task_count_call(struct repl_task *t, const char *api_type)
         ->value++;
 }
 
-const char *request_call_name(const struct request *r)
-{
-    static const char *const names[] = {[SINK_INSERT] = "Insert", [SINK_UPSERT] = "Upsert", [SINK_DELETE] = "Delete"};
-
-    return r->coll ? names[r->kind] : "ReplicateMessage";
-}
-
 void task_count_request(struct repl_task *t, uint64_t number, const struct request *r)
 {
+    static const char *const calls[] = {[SINK_INSERT] = "Insert", [SINK_UPSERT] = "Upsert", [SINK_DELETE] = "Delete"};
+
     if (t->counted == number)
         return;
     t->counted = number;
     if (t->o.hub->portable) {
         if (r->coll)
-            task_count_call(t, request_call_name(r));
+            task_count_call(t, calls[r->kind]);
         return;
     }
     if (!t->m_requests)
