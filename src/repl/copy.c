@@ -293,8 +293,9 @@ static char *key_expr(const struct copy *p)
 
     if (p->read.after)
         return xasprintf("%s > %s", c->pk_name, p->read.after);
-    /* an empty expression is not allowed with a limit by every version: all keys */
-    return c->pk_is_string ? xasprintf("%s >= \"\"", c->pk_name) : xasprintf("%s >= %" PRId64, c->pk_name, INT64_MIN + 1);
+    /* an empty expression is not allowed with a limit by every version: all keys; the least number as in msg_keys.c */
+    return c->pk_is_string ? xasprintf("%s >= \"\"", c->pk_name)
+                           : xasprintf("%s >= %" PRId64 "-1", c->pk_name, INT64_MIN + 1);
 }
 
 /* The page that was seen is complete. */

@@ -28,16 +28,22 @@ static void separate(struct msg_keys *k)
 
 /* Milvus reads the sign apart from the digits, of which the least number has one too many; but it adds constants up.
  * (Milvus Lite does not; there this one number cannot be deleted.) */
-static void add_number(void *arg, int64_t v)
+void msg_out_number(struct pb_out *o, int64_t v)
 {
-    struct msg_keys *k = arg;
     bool least = v == INT64_MIN;
     char digits[24];
 
-    separate(k);
-    add_text(&k->text, digits, (size_t)snprintf(digits, sizeof(digits), "%" PRId64, least ? v + 1 : v));
+    add_text(o, digits, (size_t)snprintf(digits, sizeof(digits), "%" PRId64, least ? v + 1 : v));
     if (least)
-        add_text(&k->text, "-1", 2);
+        add_text(o, "-1", 2);
+}
+
+static void add_number(void *arg, int64_t v)
+{
+    struct msg_keys *k = arg;
+
+    separate(k);
+    msg_out_number(&k->text, v);
 }
 
 /* What must not stand in a quoted text as it is; 0: it may. Milvus and Milvus Lite both take these and no other escapes. */

@@ -4,7 +4,6 @@
 #include "repl/msg.h"
 #include "repl/msg_priv.h"
 
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -87,9 +86,10 @@ static char *last_text(const struct keys *k)
     struct pb_out o = {0};
     char *text;
 
-    if (!k->text)
-        return xasprintf("%" PRId64, k->number);
-    msg_out_quoted(&o, k->data, k->len);
+    if (k->text)
+        msg_out_quoted(&o, k->data, k->len);
+    else
+        msg_out_number(&o, k->number);
     text = xstrndup((const char *)o.data, o.len);
     pb_out_release(&o);
     return text;

@@ -27,7 +27,8 @@ int msg_find_base(const uint8_t *data, size_t len, struct pb_field *ret_base, st
 bool msg_each_number(const uint8_t *data, size_t len, uint32_t num, void (*fn)(void *arg, int64_t v), void *arg);
 /* Each text of a StringArray. False: malformed. */
 bool msg_each_text(const uint8_t *data, size_t len, void (*fn)(void *arg, const uint8_t *s, size_t len), void *arg);
-/* A text key as an expression has it. */
+/* A key as an expression has it. */
+void msg_out_number(struct pb_out *o, int64_t v);
 void msg_out_quoted(struct pb_out *o, const uint8_t *s, size_t len);
 
 /* How many rows a Query's answer has, and the greatest key as text of an expression (caller frees; NULL: no rows). */

@@ -98,6 +98,16 @@ def test_a_collection_that_is_not_loaded(to, cdc, ordinary):
     to.equal(cdc, task, [t])
 
 
+def test_the_least_key(to, cdc, ordinary):
+    t = to.table("a")
+    t.put(5)
+    t.collection.insert([t.shape.row(t.rnd, -2**63)])
+    task = to.create(cdc, [t.name], target=ordinary, start="snapshot")
+    copied(cdc, task)
+    show(to, [t])
+    wait_for("six rows on the target", lambda: to.target.count(t.name) == 6, 20)
+
+
 def test_collections_that_go_away(to, cdc, ordinary):
     """Dropped, or dropped and made again, while they are copied or wait for it."""
     tables = [to.table(f"t{i}") for i in range(6)]

@@ -763,6 +763,15 @@ static void other_pages(void **state)
     free(last);
     msg_columns_free(c);
     buf_unref(b);
+    c = msg_columns_new();
+    pb_out_bytes(&count, 1, (const uint8_t[]){0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 1}, 10);
+    page_column(&o, "id", INT64, 3, &count);
+    b = take(&o);
+    assert_int_equal(msg_columns_add_page(c, b, b->data, b->size, "id", &last, &err), 0);
+    assert_string_equal(last, "-9223372036854775807-1"); /* the least number does not parse as it is */
+    free(last);
+    msg_columns_free(c);
+    buf_unref(b);
     pb_out_bytes(&count, 1, (const uint8_t[]){0xac, 2}, 2);
     page_column(&o, "count(*)", INT64, 3, &count);
     b = take(&o);
