@@ -297,8 +297,7 @@ static int append(struct rmq_logs *l, const struct frag *fr, struct err *err)
     return 0;
 }
 
-/* One record of file f. *ret_data NULL: it is not there; then *ret_some tells if a part of it is.
- */
+/* One record of file f. *ret_data NULL: it is not there; then *ret_some tells if a part of it is. */
 static int next_record(struct rmq_logs *l, const struct log_file *f, uint64_t *off,
                        const uint8_t **ret_data, size_t *ret_len, bool *ret_some, struct err *err)
 {

@@ -2,7 +2,7 @@
  * rocksmq_priv.h - the blocking half of the RocksMQ port.
  *
  * What Milvus wrote is in two places, and a message is always in one of them at least:
- *   tables  read through a secondary RocksDB instance that does not replay the logs (rocksmq_db.c)
+ *   tables  read through a secondary RocksDB instance that does not replay the logs (rocksmq_tables.c)
  *   logs    RocksDB's write-ahead log files, read directly (rocksmq_log.c): no copy of up to 128 MiB in
  *           memory, and a tick costs no search through blocks of several hundred KiB
  * A reader reads the tables to their end, then the logs from the oldest on, and then lives in the newest log.
