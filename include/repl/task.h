@@ -99,7 +99,10 @@ struct repl_copying {
     uint64_t estimate;   /* in those collections when their copies began */
     uint64_t rows_per_s; /* of those that are at work, since this process began with them */
 };
-void repl_task_copying(const struct repl_task *t, struct repl_copying *ret);
+/* False: not known yet, the records are not loaded. */
+bool repl_task_copying(const struct repl_task *t, struct repl_copying *ret);
+/* The same from stored records of a task that does not run here. */
+void repl_stored_copying(const struct repl_collection_rec *colls, size_t n_colls, struct repl_copying *ret);
 
 /* Progress of one collection on one source channel, for the position request. */
 struct repl_progress {

@@ -58,6 +58,10 @@ void manager_cancel(struct manager *m, void *arg);
 void manager_refresh(struct manager *m, const char *task_id, manager_fn done, void *arg);
 /* A task object as get and list answer it (secrets masked), or NULL: unknown. New reference. */
 json_t *manager_task_json(struct manager *m, const char *task_id);
+/* The same as get answers it: refreshed, and with what only the stored records know of a task that does not run here. task
+ * NULL without err: unknown. */
+typedef void (*manager_get_fn)(void *arg, const struct err *err, json_t *task /* borrowed */);
+void manager_get(struct manager *m, const char *task_id, manager_get_fn done, void *arg);
 /* Ids in order; *ret_n entries, borrowed until the next call into the manager. */
 const char *const *manager_task_ids(struct manager *m, size_t *ret_n);
 

@@ -167,20 +167,18 @@ static void do_resume(struct call *c, const json_t *data)
         manager_resume(c->s->m, c->task_id, on_done, c);
 }
 
-static void on_get_refreshed(void *arg, const struct err *err)
+static void on_get(void *arg, const struct err *err, json_t *task)
 {
     struct call *c = arg;
-    json_t *task;
     char *text;
 
     if (err) {
         fail_with(c, err);
         return;
     }
-    task = manager_task_json(c->s->m, c->task_id);
     if (task) {
         /* "Task" is what the documents of Milvus-CDC say, "task" what it sends. */
-        call_ok(c, json_pack("{s:O, s:o}", "task", task, "Task", task));
+        call_ok(c, json_pack("{s:O, s:O}", "task", task, "Task", task));
         return;
     }
     text = xasprintf("not found: [%s]", c->task_id);
@@ -191,7 +189,7 @@ static void on_get_refreshed(void *arg, const struct err *err)
 static void do_get(struct call *c, const json_t *data)
 {
     if (need_id(c, data, id_only_fields))
-        manager_refresh(c->s->m, c->task_id, on_get_refreshed, c);
+        manager_get(c->s->m, c->task_id, on_get, c);
 }
 
 static json_t *no_positions(void)

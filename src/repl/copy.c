@@ -632,7 +632,7 @@ void copy_kick(struct coll *c)
     copy_step(p);
 }
 
-void repl_task_copying(const struct repl_task *t, struct repl_copying *ret)
+bool repl_task_copying(const struct repl_task *t, struct repl_copying *ret)
 {
     const struct coll *c;
 
@@ -647,4 +647,5 @@ void repl_task_copying(const struct repl_task *t, struct repl_copying *ret)
         if (p->running)
             ret->rows_per_s += rows_per_s(p);
     }
+    return t->state != RUN_NEW && t->state != RUN_LOADING;
 }

@@ -186,6 +186,20 @@ void repl_stored_progress(const struct repl_ckpt *ckpts, size_t n_ckpts, const s
             stored_link(&ckpts[k], -10, fn, arg);
 }
 
+void repl_stored_copying(const struct repl_collection_rec *colls, size_t n_colls, struct repl_copying *ret)
+{
+    *ret = (struct repl_copying){0};
+    for (size_t i = 0; i < n_colls; i++) {
+        json_t *rec = json_loads(colls[i].json, 0, NULL);
+        const json_t *copy = json_object_get(rec, "copy");
+
+        ret->collections += copy != NULL;
+        ret->rows += (uint64_t)json_integer_value(json_object_get(copy, "rows"));
+        ret->estimate += (uint64_t)json_integer_value(json_object_get(copy, "estimate"));
+        json_decref(rec);
+    }
+}
+
 void repl_stored_channels(const struct repl_ckpt *ckpts, size_t n_ckpts, const struct repl_collection_rec *colls,
                           size_t n_colls, void (*fn)(void *arg, const char *channel), void *arg)
 {

@@ -730,6 +730,7 @@ void manager_free(struct manager *m)
     m->d.registry->ops->cancel(m->d.registry, m);
     group_free(m);
     positions_free(m);
+    gets_free(m);
     cleanups_free(m);
     requests_free(m);
     timer_release(&m->end_timer);
@@ -765,24 +766,11 @@ static void set_owner(json_t *o, const struct mtask *t)
     json_object_set_new(o, "owner_since_ms", json_integer(ours ? h->since_ms : t->since_ms));
 }
 
-/* How far the copy of what was there before is; nothing when there is none (any more). */
-static void set_snapshot(json_t *o, const struct mtask *t)
-{
-    struct repl_copying c = {0};
-
-    if (t->run)
-        repl_task_copying(t->run, &c);
-    if (c.collections)
-        json_object_set_new(o, "snapshot",
-                            json_pack("{s:I, s:I, s:I, s:I}", "collections", (json_int_t)c.collections, "rows",
-                                      (json_int_t)c.rows, "estimated_rows", (json_int_t)c.estimate, "rows_per_second",
-                                      (json_int_t)c.rows_per_s));
-}
-
 json_t *manager_task_json(struct manager *m, const char *task_id)
 {
     struct mtask *t = manager_find(m, task_id);
     char text[TROUBLE_CHARS] = "";
+    struct repl_copying copying;
     json_t *o;
 
     if (!t || !manager_task_shown(t))
@@ -795,7 +783,8 @@ json_t *manager_task_json(struct manager *m, const char *task_id)
     if (*t->reason || *text)
         json_object_set_new(o, "reason", text_json(*text ? text : t->reason));
     set_owner(o, t);
-    set_snapshot(o, t);
+    if (t->run && repl_task_copying(t->run, &copying))
+        snapshot_json(o, &copying);
     return o;
 }
 

@@ -131,6 +131,7 @@ struct manager {
     LIST_HEAD(, refresh) refreshes;
     LIST_HEAD(, remote_call) remote_calls;
     LIST_HEAD(, position_req) position_reqs;
+    LIST_HEAD(, get_req) get_reqs;
     LIST_HEAD(, cleanup) cleanups;
 };
 
@@ -183,6 +184,11 @@ void remotes_free(struct manager *m);
 enum { TROUBLE_CHARS = 1300 };
 /* health.c: what keeps a task that runs here from moving, "" when nothing does. */
 void health_trouble(const struct mtask *t, char ret[TROUBLE_CHARS]);
+/* get.c */
+void get_cancel(struct manager *m, void *arg);
+void gets_free(struct manager *m);
+/* Adds what is left to copy; nothing when there is none. */
+void snapshot_json(json_t *task, const struct repl_copying *c);
 /* position.c */
 void position_cancel(struct manager *m, void *arg);
 void positions_free(struct manager *m);

@@ -197,6 +197,7 @@ void manager_cancel(struct manager *m, void *arg)
             if (o->arg == arg)
                 o->fn = NULL;
     position_cancel(m, arg);
+    get_cancel(m, arg);
 }
 
 void requests_free(struct manager *m)

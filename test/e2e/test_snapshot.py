@@ -1,5 +1,5 @@
 """Rows that the source had before the task: start snapshot, into an ordinary Milvus."""
-import time
+import secrets
 
 import pytest
 from pymilvus import utility
@@ -7,6 +7,7 @@ from pymilvus import utility
 from conftest import FOLDER
 from compare import Side
 from servers import ApiError, Milvus, wait_for
+from test_group import Group
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,36 @@ def test_kill_while_rows_are_copied(to, ordinary, writing):
     to.equal(cdc, task, [t])
     log = cdc.log.read_text()
     assert "a collection is copied" in log
+
+
+def kill(cdc):
+    cdc.kill()
+    cdc.ended_on_purpose = True
+
+
+def test_another_daemon_goes_on(to, postgres, ordinary, writing):
+    """The owner is killed while it copies, the next one while it streams: nothing is copied from the start again, nothing
+    lost or doubled."""
+    group = Group(to, postgres.database(f"s{secrets.token_hex(4)}"), 3)
+    t = to.table("big")
+    for _ in range(160):
+        t.put(1000)
+    task = to.create(group.c[0], [t.name], target=ordinary, start="snapshot")
+    first = group.wait_owner(task)
+    other = next(c for c in group.c if c is not first)  # any daemon tells how far it is
+    with writing(t) as w:
+        wait_for("a part of the rows", lambda: other.task(task)["snapshot"]["rows"] >= 8000, 120, 0.01)
+        kill(first)
+        second = group.wait_owner(task, first, ask=other)
+        assert second.task(task)["snapshot"]["rows"] >= 8000
+        copied(second, task)
+        w.wait_batches(5)
+        kill(second)
+        third = group.wait_owner(task, second)
+        w.wait_batches(5)
+    third.wait_caught_up(task)
+    show(to, [t])
+    to.equal(third, task, [t])
 
 
 def test_a_collection_that_is_not_loaded(to, cdc, ordinary):

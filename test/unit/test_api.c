@@ -168,6 +168,32 @@ void manager_refresh(struct manager *m, const char *task_id, manager_fn done, vo
     loop_defer(m->loop, answer_refresh, f);
 }
 
+struct get {
+    struct manager *m;
+    const char *task_id;
+    manager_get_fn done;
+    void *arg;
+};
+
+static void answer_get(void *arg)
+{
+    struct get *g = arg;
+    bool failed = g->m->fail.code != ERR_OK;
+    json_t *task = failed ? NULL : manager_task_json(g->m, g->task_id);
+
+    g->done(g->arg, failed ? &g->m->fail : NULL, task);
+    json_decref(task);
+    free(g);
+}
+
+void manager_get(struct manager *m, const char *task_id, manager_get_fn done, void *arg)
+{
+    struct get *g = xcalloc(1, sizeof(*g));
+
+    *g = (struct get){m, task_id, done, arg};
+    loop_defer(m->loop, answer_get, g);
+}
+
 json_t *manager_health(struct manager *m, const char *task_id, uint64_t max_lag_ms, enum health *ret)
 {
     snprintf(m->last, sizeof(m->last), "health %s %u", task_id ? task_id : "(null)", (unsigned)max_lag_ms);
