@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct buf;
 struct err;
 struct evbuffer;
 struct loop;
@@ -70,7 +71,12 @@ struct grpc_result {
     size_t body_len;
     bool maybe_sent;     /* false: certainly no byte of the request was processed by the peer
                             (never written, or REFUSED_STREAM / above GOAWAY's last stream) */
+    struct grpc_call *call; /* for grpc_result_take() */
 };
+
+/* Inside done(): the body as counted bytes, which outlive it, without a copy. Once, and only when there is a body. Never
+ * NULL. */
+struct buf *grpc_result_take(const struct grpc_result *r);
 
 /* Fills err from a result with status != 0: UNAVAILABLE 14, DEADLINE 4, RESOURCE_EXHAUSTED 8, ABORTED 10,
  * INTERNAL 13, UNKNOWN 2, CANCELLED 1 are RETRY; UNAUTHENTICATED 16, PERMISSION 7, UNIMPLEMENTED 12 and others USER.
@@ -85,6 +91,9 @@ typedef void (*grpc_done_fn)(void *arg, const struct grpc_result *r);
  * deadline_ms > 0, from now; sent as grpc-timeout too. Never NULL. */
 struct grpc_call *grpc_unary(struct grpc_client *c, const char *path, const struct grpc_header *headers,
                              struct evbuffer *body, unsigned deadline_ms, grpc_done_fn done, void *arg);
+
+/* A larger answer than that ends the call as max_recv_bytes does, before its bytes are read. Right after grpc_unary(). */
+void grpc_call_limit(struct grpc_call *call, size_t max_recv_bytes);
 
 /* One message of a streaming answer; data is borrowed for the callback. */
 typedef void (*grpc_message_fn)(void *arg, const uint8_t *data, size_t len);

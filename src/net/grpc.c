@@ -1,6 +1,7 @@
 #include "net/grpc.h"
 
 #include "base/backoff.h"
+#include "base/buf.h"
 #include "base/clock.h"
 #include "base/fence.h"
 #include "base/err.h"
@@ -70,7 +71,7 @@ struct grpc_call {
     uint8_t prefix[PREFIX];
     size_t prefix_len;
     uint8_t *body;
-    size_t body_len, body_got, body_room;
+    size_t body_len, body_got, body_room, max_recv;
     bool has_body; /* one whole message is in body (unary) */
     bool maybe_sent;
 };
@@ -278,6 +279,7 @@ static void deliver(struct grpc_call *call)
         .status = call->grpc_status,
         .message = call->message ? call->message : "",
         .maybe_sent = call->maybe_sent,
+        .call = call,
     };
 
     if (call->grpc_status == GRPC_OK && call->has_body) {
@@ -290,6 +292,20 @@ static void deliver(struct grpc_call *call)
     timer_release(&call->deadline);
     call->done(call->arg, &r);
     call_free(call);
+}
+
+struct buf *grpc_result_take(const struct grpc_result *r)
+{
+    uint8_t *body = r->call->body;
+
+    assert(r->body && (body || r->body_len == 0));
+    r->call->body = NULL;
+    return buf_wrap(body, r->body_len, free, body);
+}
+
+void grpc_call_limit(struct grpc_call *call, size_t max_recv_bytes)
+{
+    call->max_recv = max_recv_bytes;
 }
 
 void grpc_call_cancel(struct grpc_call *call)
@@ -368,10 +384,9 @@ static void got_prefix(struct grpc_call *call)
         finish(call, GRPC_INTERNAL, xasprintf("compressed answer (flag %u), not asked for", p[0]));
     else if (call->has_body)
         finish(call, GRPC_INTERNAL, xstrdup("more than one message in a unary answer"));
-    else if (len > call->client->max_recv)
+    else if (len > call->max_recv)
         finish(call, GRPC_RESOURCE_EXHAUSTED,
-               xasprintf("answer of %zu bytes is above the limit of %zu", len,
-                         call->client->max_recv));
+               xasprintf("answer of %zu bytes is above the limit of %zu", len, call->max_recv));
     call->body_len = len;
     call->body_got = 0;
 }
@@ -824,6 +839,7 @@ static struct grpc_call *call_new(struct grpc_client *c, const char *path,
 
     assert(!c->closed);
     call->client = c;
+    call->max_recv = c->max_recv;
     call->path = xstrdup(path);
     for (; headers && headers->key; headers++)
         headers_set(&call->headers, headers->key, headers->value);

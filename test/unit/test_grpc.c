@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "base/buf.h"
 #include "base/clock.h"
 #include "base/fence.h"
 #include "base/err.h"
@@ -358,7 +359,38 @@ static void test_answer_limit(void **state)
     assert_int_equal(o.status, 8);
     r = (struct grpc_result){.status = o.status, .message = o.message};
     assert_int_equal(grpc_result_err(&r, "echo", &err), ERR_LIMIT);
+    for (size_t limit = 11; limit >= 10; limit--) { /* of one call */
+        unary_on(c, &o, "/p/Echo", "0123456789a", 30000);
+        grpc_call_limit(o.call, limit);
+        WAIT(f, o.done);
+        assert_int_equal(o.status, limit == 11 ? 0 : 8);
+    }
     grpc_client_close(c);
+}
+
+static void on_taken(void *arg, const struct grpc_result *r)
+{
+    *(struct buf **)arg = grpc_result_take(r);
+}
+
+/* Empty or not, it outlives the call. */
+static void test_an_answer_that_is_kept(void **state)
+{
+    static const char *const texts[] = {"0123456789", ""};
+    struct fixture *f = *state;
+
+    for (int i = 0; i < 2; i++) {
+        struct evbuffer *b = evbuffer_new();
+        struct buf *taken = NULL;
+
+        evbuffer_add(b, texts[i], strlen(texts[i]));
+        grpc_unary(f->client, "/p/Echo", NULL, b, 30000, on_taken, &taken);
+        evbuffer_free(b);
+        WAIT(f, taken);
+        assert_int_equal(taken->size, strlen(texts[i]));
+        assert_true(!taken->size || memcmp(taken->data, texts[i], taken->size) == 0);
+        buf_unref(taken);
+    }
 }
 
 static void test_early_answer_to_a_big_body(void **state)
@@ -1824,6 +1856,7 @@ int main(void)
         T(test_answers),
         T(test_answers_byte_by_byte),
         T(test_answer_limit),
+        T(test_an_answer_that_is_kept),
         T(test_early_answer_to_a_big_body),
         cmocka_unit_test(test_outq_refers_and_does_not_copy),
         cmocka_unit_test(test_outq_of_many_pieces),
