@@ -157,6 +157,7 @@ struct src_collection {
     bool has_partition_key;
     int64_t *default_ids; /* fields with a default value: see msg_columns_defaults() */
     size_t n_default_ids;
+    size_t row_bytes; /* of a row in an answer, about: vectors as they are, texts and the like by a guess */
     void *impl; /* catalog's own: decoded schema, for the sink's create and compare (milvus/catalog.h) */
 };
 
@@ -204,7 +205,9 @@ struct rows_query {
                               has that many with equal keys among them, which count as one, rows behind them may be
                               missing before the last one */
     bool careful;          /* with a limit: none is missing before the last one, but fewer may come than there are */
-    bool eventual;         /* may see a state that is a little older */
+    uint64_t since;        /* what was written up to that time of the source is seen, of now(); 0: up to the call, which waits
+                              for the source's next tick */
+    size_t max_bytes;      /* of the answer */
 };
 /* An encoded answer: its columns are FieldData with tag 2. No columns: no row. */
 struct rows_page {
@@ -215,14 +218,18 @@ struct rows_page {
 struct rows_port;
 struct rows_call;
 typedef void (*rows_fn)(void *arg, const struct err *err, const struct rows_page *page);
+typedef void (*rows_now_fn)(void *arg, const struct err *err, uint64_t tt);
 
 struct rows_ops {
-    /* Sees everything that was written before the call, if not eventual. ERR_STATE (RETRY): the collection is not loaded;
-     * ERR_NOT_FOUND: it, or the partition, is not there. No retry inside. */
+    /* ERR_STATE (RETRY): the collection is not loaded; ERR_NOT_FOUND: it, or the partition, is not there; ERR_LIMIT (RETRY):
+     * the answer would be larger than max_bytes, or than the source sends: ask for fewer rows. No retry inside. */
     struct rows_call *(*query)(struct rows_port *p, const struct rows_query *q, rows_fn done, void *arg);
     /* Loads a collection (or releases it); done comes when that has begun. page has nothing. */
     struct rows_call *(*load)(struct rows_port *p, const char *db, const char *collection, bool on, rows_fn done,
                               void *arg);
+    /* A time of the source: everything written before the call is older, what is written after the answer is not.
+     * ERR_UNSUPPORTED: the source cannot tell. */
+    struct rows_call *(*now)(struct rows_port *p, rows_now_fn done, void *arg);
     void (*cancel)(struct rows_call *c); /* NULL is allowed */
 };
 struct rows_port {

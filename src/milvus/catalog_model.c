@@ -597,7 +597,9 @@ static void publish_fields(struct cat_collection *c)
     c->props.has_partition_key = false;
     xfree(&c->pub.pk_name);
     c->pub.n_default_ids = 0;
+    c->pub.row_bytes = 0;
     while (cat_user_field(c, &i, &data, &len, &f)) {
+        c->pub.row_bytes += cat_field_bytes(&f);
         if (f.partition_key)
             c->props.has_partition_key = true;
         if (f.has_default)

@@ -130,9 +130,13 @@ struct cat_field {
     bool primary_key, partition_key, dynamic, named, has_default;
     const uint8_t *name; /* borrows from the value */
     size_t name_len;
+    uint64_t dim, max_length; /* type parameters; 0: none */
 };
 /* Reads what is needed of an encoded FieldSchema.  False: not protobuf. */
 bool cat_field_parse(const uint8_t *data, size_t len, struct cat_field *ret);
+
+/* Bytes of one value in an answer, about. */
+size_t cat_field_bytes(const struct cat_field *f);
 
 /* The next user field of a collection: from its own keys, or from within the schema (very old
  * values).  *i begins at 0.  False: the end. */

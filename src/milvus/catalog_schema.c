@@ -19,10 +19,13 @@ enum {
     FIELD_NAME = 2,
     FIELD_PRIMARY_KEY = 3,
     FIELD_DATA_TYPE = 5,
+    FIELD_TYPE_PARAMS = 6,
     FIELD_STATE = 9,
     FIELD_DEFAULT = 11,
     FIELD_DYNAMIC = 12,
     FIELD_PARTITION_KEY = 13,
+    PAIR_KEY = 1,
+    PAIR_VALUE = 2,
     FUNCTION_ID = 2,
     FUNCTION_INPUT_IDS = 6,
     FUNCTION_OUTPUT_IDS = 8,
@@ -201,6 +204,56 @@ struct cat_info *cat_info_parse(const uint8_t *value, size_t len, int64_t id, co
 
 /* ---- fields --------------------------------------------------------------------------------- */
 
+static uint64_t number_of(const uint8_t *text, size_t len)
+{
+    uint64_t v = 0;
+
+    for (size_t i = 0; i < len && i < 9 && text[i] >= '0' && text[i] <= '9'; i++)
+        v = v * 10 + (uint64_t)(text[i] - '0');
+    return v;
+}
+
+/* KeyValuePair: only what says how large a value is. */
+static void take_type_param(struct cat_field *field, const struct pb_field *pair)
+{
+    struct pb_scan s = pb_scan_init(pair->data, pair->len);
+    struct pb_field f, key = {0}, value = {0};
+
+    while (pb_scan_next(&s, &f) > 0) {
+        if (f.num == PAIR_KEY && f.wire == PB_LEN)
+            key = f;
+        else if (f.num == PAIR_VALUE && f.wire == PB_LEN)
+            value = f;
+    }
+    if (key.len == 3 && memcmp(key.data, "dim", 3) == 0)
+        field->dim = number_of(value.data, value.len);
+    else if (key.len == 10 && memcmp(key.data, "max_length", 10) == 0)
+        field->max_length = number_of(value.data, value.len);
+}
+
+size_t cat_field_bytes(const struct cat_field *f)
+{
+    /* milvus schema.proto DataType; what has no row here has no fixed size */
+    enum { DOUBLE = 11, STRING = 20, VARCHAR = 21, BINARY_VECTOR = 100, FLOAT_VECTOR, FLOAT16_VECTOR, BFLOAT16_VECTOR,
+           INT8_VECTOR = 105, GUESS = 256 };
+
+    switch (f->data_type) {
+    case STRING:
+    case VARCHAR:
+        return f->max_length && f->max_length < GUESS ? f->max_length : GUESS;
+    case BINARY_VECTOR:
+        return f->dim / 8;
+    case FLOAT_VECTOR:
+        return f->dim * 4;
+    case FLOAT16_VECTOR:
+    case BFLOAT16_VECTOR:
+        return f->dim * 2;
+    case INT8_VECTOR:
+        return f->dim;
+    }
+    return f->data_type <= DOUBLE ? 8 : GUESS;
+}
+
 bool cat_field_parse(const uint8_t *data, size_t len, struct cat_field *ret)
 {
     struct pb_scan s = pb_scan_init(data, len);
@@ -216,6 +269,8 @@ bool cat_field_parse(const uint8_t *data, size_t len, struct cat_field *ret)
         }
         if (f.num == FIELD_DEFAULT)
             field.has_default = true;
+        if (f.num == FIELD_TYPE_PARAMS && f.wire == PB_LEN)
+            take_type_param(&field, &f);
         if (f.wire != PB_VARINT)
             continue;
         if (f.num == FIELD_ID)

@@ -21,14 +21,17 @@ enum {
     REQ_EXPR = 4,
     REQ_OUTPUT = 5,
     REQ_PARTITIONS = 6,
+    REQ_SINCE = 8, /* guarantee_timestamp */
     REQ_PARAMS = 9,
     REQ_CONSISTENCY = 11, /* 0: Strong, which proto3 leaves out */
-    EVENTUALLY = 3,
+    CUSTOMIZED = 4,       /* guarantee_timestamp says what must be seen */
     PAIR_KEY = 1,
     PAIR_VALUE = 2,
 };
+enum { ALLOC_TIMESTAMP = 2 }; /* AllocTimestampResponse */
 enum { NOT_LOADED = 101 }; /* Status code */
-enum { QUERY_DEADLINE_MS = 60000, LOAD_DEADLINE_MS = 600000 };
+enum { TOO_LARGE = 8 };    /* gRPC status: of our limit, or of the source's */
+enum { QUERY_DEADLINE_MS = 60000, LOAD_DEADLINE_MS = 600000, NOW_DEADLINE_MS = 10000 };
 
 struct rows_port_impl {
     struct rows_port port; /* first */
@@ -38,6 +41,7 @@ struct rows_port_impl {
 struct rows_call {
     struct sink_call call; /* first */
     rows_fn done;
+    rows_now_fn now_done; /* the other is NULL then */
     void *arg;
 };
 
@@ -61,8 +65,10 @@ static void add_query(struct pb_out *o, const struct rows_query *q)
     pb_out_str(o, REQ_OUTPUT, q->output);
     if (q->partition)
         pb_out_str(o, REQ_PARTITIONS, q->partition);
-    if (q->eventual)
-        pb_out_u64(o, REQ_CONSISTENCY, EVENTUALLY);
+    if (q->since) {
+        pb_out_u64(o, REQ_SINCE, q->since);
+        pb_out_u64(o, REQ_CONSISTENCY, CUSTOMIZED);
+    }
     if (!q->limit)
         return;
     snprintf(limit, sizeof(limit), "%llu", (unsigned long long)q->limit);
@@ -91,16 +97,29 @@ static void fail(struct sink_call *c, const struct err *err)
     struct rows_call *r = (struct rows_call *)c;
 
     call_end(c);
-    if (r->done)
+    if (r->now_done)
+        r->now_done(r->arg, err, 0);
+    else if (r->done)
         r->done(r->arg, err, NULL);
 }
 
-/* What a person has to do on the source may be done any moment: so these wait. */
-static void soften(struct err *err, int32_t code)
+/* Of an answer that would be too large: as a gRPC status, or as the query node's words. */
+static bool too_large(const struct answer *a)
 {
-    if (code == NOT_LOADED) {
+    return a->raw->status == TOO_LARGE || strstr(a->err.text, "maxOutputSize");
+}
+
+/* What a person has to do on the source may be done any moment: so these wait. */
+static void soften(struct err *err, const struct answer *a)
+{
+    if (a->milvus_code == NOT_LOADED) {
         err->code = ERR_STATE;
         err->cls = ERRC_RETRY;
+    } else if (too_large(a)) {
+        err->code = ERR_LIMIT;
+        err->cls = ERRC_RETRY;
+    } else if (err->code == ERR_LIMIT) { /* of the source's resources */
+        err->code = ERR_UNAVAILABLE;
     }
 }
 
@@ -112,19 +131,13 @@ static void on_answer(struct sink_call *c, const struct answer *a)
 
     if (!a->ok) {
         err = a->err;
-        soften(&err, a->milvus_code);
+        soften(&err, a);
         fail(c, &err);
         return;
     }
-    page.len = a->raw->body_len;
-    page.buf = buf_new(page.len ? page.len : 1);
-    if (!page.buf) {
-        err_set(&err, ERR_LIMIT, ERRC_RETRY, "no memory for an answer of %zu bytes", page.len);
-        fail(c, &err);
-        return;
-    }
-    memcpy(page.buf->data, a->raw->body, page.len);
+    page.buf = grpc_result_take(a->raw);
     page.data = page.buf->data;
+    page.len = page.buf->size;
     call_end(c);
     if (r->done)
         r->done(r->arg, NULL, &page);
@@ -150,6 +163,49 @@ static struct rows_call *query(struct rows_port *p, const struct rows_query *q, 
     add_query(&out, q);
     body = body_of(&out);
     call_rpc(&r->call, "Query", ANSWER_FIELD_1, q->db, body, QUERY_DEADLINE_MS, on_answer);
+    if (q->max_bytes)
+        grpc_call_limit(r->call.rpc, q->max_bytes);
+    evbuffer_free(body);
+    return r;
+}
+
+static uint64_t timestamp_of(const struct grpc_result *r)
+{
+    struct pb_scan s = pb_scan_init(r->body, r->body_len);
+    struct pb_field f;
+    uint64_t tt = 0;
+
+    while (pb_scan_next(&s, &f) > 0)
+        if (f.num == ALLOC_TIMESTAMP && f.wire == PB_VARINT)
+            tt = f.varint;
+    return tt;
+}
+
+static void on_now(struct sink_call *c, const struct answer *a)
+{
+    struct rows_call *r = (struct rows_call *)c;
+    uint64_t tt = a->ok ? timestamp_of(a->raw) : 0;
+    struct err err = a->err;
+
+    if (a->ok && !tt)
+        err_set(&err, ERR_PROTO, ERRC_RETRY, "the source's answer to AllocTimestamp has no time");
+    if (!tt) {
+        fail(c, &err);
+        return;
+    }
+    call_end(c);
+    r->now_done(r->arg, NULL, tt);
+}
+
+static struct rows_call *now(struct rows_port *p, rows_now_fn done, void *arg)
+{
+    struct rows_call *r = call_new(p, "", "", NULL, arg);
+    struct evbuffer *body = evbuffer_new();
+
+    if (!body)
+        abort();
+    r->now_done = done;
+    call_rpc(&r->call, "AllocTimestamp", ANSWER_FIELD_1, NULL, body, NOW_DEADLINE_MS, on_now);
     evbuffer_free(body);
     return r;
 }
@@ -174,7 +230,7 @@ static void cancel(struct rows_call *c)
         call_end(&c->call);
 }
 
-static const struct rows_ops ops = {query, load, cancel};
+static const struct rows_ops ops = {query, load, now, cancel};
 
 struct rows_port *rows_open(struct loop *l, const struct target_options *o, struct err *err)
 {

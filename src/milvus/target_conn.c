@@ -145,36 +145,43 @@ static void answer_broken(struct answer *a, const char *context)
 
 static void answer_status(struct answer *a, const Pb__Status *s, const char *context)
 {
-    if (!s) { /* an empty Status is success, left out as a sub-message by proto3 */
-        a->ok = true;
-        return;
-    }
     a->milvus_code = target_status_code(s->code, s->error_code, s->reason);
     a->ok = target_status_err(s->code, s->error_code, s->reason, context, &a->err) == 0;
 }
 
+/* The Status in an answer's field 1, still encoded; len 0: none, which is success. False: not protobuf. The rest may be
+ * megabytes of rows, and is not looked into. */
+static bool find_status(const struct grpc_result *r, struct pb_field *ret)
+{
+    struct pb_scan s = pb_scan_init(r->body, r->body_len);
+    struct pb_field f;
+    int n;
+
+    *ret = (struct pb_field){0};
+    while ((n = pb_scan_next(&s, &f)) > 0)
+        if (f.num == 1 && f.wire == PB_LEN)
+            *ret = f;
+    return n == 0;
+}
+
 void answer_init(struct answer *ret, const struct grpc_result *r, enum answer_kind kind, const char *context)
 {
-    Pb__StatusResponse *outer = NULL;
-    Pb__Status *bare = NULL;
+    struct pb_field f = {.data = r->body, .len = r->body_len};
+    Pb__Status *status = NULL;
 
     *ret = (struct answer){.raw = r};
     if (r->status != 0) {
         answer_connection_err(ret, context);
         return;
     }
-    if (kind == ANSWER_STATUS)
-        bare = pb__status__unpack(NULL, r->body_len, r->body);
-    else
-        outer = pb__status_response__unpack(NULL, r->body_len, r->body);
-    if (bare || outer)
-        answer_status(ret, bare ? bare : outer->status, context);
-    else
+    if (kind == ANSWER_STATUS || find_status(r, &f))
+        status = pb__status__unpack(NULL, f.len, f.data);
+    if (!status) {
         answer_broken(ret, context);
-    if (bare)
-        pb__status__free_unpacked(bare, NULL);
-    if (outer)
-        pb__status_response__free_unpacked(outer, NULL);
+        return;
+    }
+    answer_status(ret, status, context);
+    pb__status__free_unpacked(status, NULL);
 }
 
 void *answer_unpack(struct answer *a, const ProtobufCMessageDescriptor *d, const char *context)

@@ -129,10 +129,17 @@ static int64_t put_part(int64_t coll, int64_t id, const char *name, int state)
 
 static int64_t put_field(int64_t coll, int64_t id, const char *name, int type, bool pk)
 {
+    Pb__KeyValuePair kv = PB__KEY_VALUE_PAIR__INIT, *params[] = {&kv};
     Pb__FieldSchema m = PB__FIELD_SCHEMA__INIT;
     uint8_t buf[500];
     size_t n;
 
+    if (type == 21 || type == 101) { /* VarChar, FloatVector */
+        kv.key = lit(type == 21 ? "max_length" : "dim");
+        kv.value = lit(type == 21 ? "32" : "16");
+        m.n_type_params = 1;
+        m.type_params = params;
+    }
     m.field_id = id;
     m.name = lit(name);
     m.data_type = type;
@@ -403,6 +410,7 @@ static void the_schema_for_a_create_has_user_fields_only(void **state)
     assert_true(catalog_properties(get(c, 5))->has_partition_key && get(c, 5)->has_partition_key);
     assert_int_equal(get(c, 5)->n_default_ids, 1);
     assert_int_equal(get(c, 5)->default_ids[0], 103);
+    assert_int_equal(get(c, 5)->row_bytes, 32 + 16 * 4 + 8);
     catalog_user_schema(get(c, 5), &data, &len);
     m = pb__collection_schema__unpack(NULL, len, data);
     assert_non_null(m);
