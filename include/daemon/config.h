@@ -106,8 +106,8 @@ struct config {
     int64_t time_tick_interval_ms;           /* 500 */
     uint64_t retry_initial_ms, retry_max_ms; /* retry.initBackOff, maxBackOff; 1 s and 10 s */
     /* Byte budgets (own keys under limits:): batchBytes 4 MiB, channelBytes 8 MiB, taskBytes 192
-     * MiB, processBytes 512 MiB; each is at most the next. flightBytes 128 MiB, fetchBytes 4 MiB. */
-    uint64_t batch_bytes, channel_bytes, task_bytes, process_bytes, flight_bytes, fetch_bytes;
+     * MiB, processBytes 512 MiB; each is at most the next. flightBytes 128 MiB, fetchBytes 4 MiB, copyBytes 32 MiB. */
+    uint64_t batch_bytes, channel_bytes, task_bytes, process_bytes, flight_bytes, fetch_bytes, copy_bytes;
     bool dry_run; /* always false: true is refused with a text (USER) until it is implemented */
 };
 

@@ -8,9 +8,11 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
 #include "repl/port.h"
 
+struct copy;
 struct loop;
 struct repl_hub;
 struct repl_task;
@@ -32,6 +34,14 @@ struct repl_selection {
                      uint64_t *ret_tt);
 };
 
+/* Bytes of pages that the copies of existing rows hold or have asked for, of the whole process: room is taken before a page
+ * is asked for. A copy that finds none waits in line. */
+struct repl_copy_room {
+    size_t used, limit;
+    TAILQ_HEAD(repl_copy_line, copy) line;
+};
+void repl_copy_room_init(struct repl_copy_room *r, size_t limit);
+
 struct repl_task_options {
     struct loop *loop;
     const char *id;
@@ -46,6 +56,7 @@ struct repl_task_options {
     const char *replicate_chan;      /* the source's replicate channel */
     bool ignore_partition;
     struct rows_port *rows;          /* of the source, for a snapshot; NULL: there is none */
+    struct repl_copy_room *copy_room; /* borrowed */
     bool load_for_snapshot;          /* a collection that is not loaded may be, for the time of its copy */
     const uint8_t *rpc_id;           /* rpc_channel_info.position, NULL: the end of the channel */
     size_t rpc_id_len;

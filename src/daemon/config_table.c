@@ -95,6 +95,7 @@ const struct key config_keys[] = {
     {"limits.taskBytes", KEY_BYTES, AT(task_bytes), 64 * KIB, 16 * GIB, "192MiB"},
     {"limits.processBytes", KEY_BYTES, AT(process_bytes), 64 * KIB, 64 * GIB, "512MiB"},
     {"limits.flightBytes", KEY_BYTES, AT(flight_bytes), 64 * KIB, 1 * GIB, "128MiB"},
+    {"limits.copyBytes", KEY_BYTES, AT(copy_bytes), 1 * MIB, 16 * GIB, "32MiB"},
     {"limits.fetchBytes", KEY_BYTES, AT(fetch_bytes), 1 * MIB, 1 * GIB, "4MiB"},
 
     {"sourceConfig.kafka.address", KEY_TEXT, AT(kafka.address)},

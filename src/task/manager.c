@@ -627,6 +627,7 @@ struct manager *manager_new(const struct manager_deps *d)
 
     m->d = *d;
     m->budget.limit = d->config->process_bytes;
+    repl_copy_room_init(&m->copy_room, d->config->copy_bytes);
     timer_init(&m->end_timer, d->loop, LOOP_PRIO_NORMAL, on_end_timer, m);
     timer_init(&m->load_timer, d->loop, LOOP_PRIO_NORMAL, load_all, m);
     return m;

@@ -117,6 +117,7 @@ struct manager {
     uint64_t list_number;
     bool leaving;
     struct repl_budget budget;
+    struct repl_copy_room copy_room;
     const char **ids;
     bool loaded;
     reg_done_fn ready;

@@ -230,6 +230,7 @@ int runtime_start(struct mtask *t, store_done_fn started, struct err *err)
         .replicate_chan = cfg->replicate_chan,
         .ignore_partition = t->spec->ignore_partition,
         .rows = m->d.rows,
+        .copy_room = &m->copy_room,
         .load_for_snapshot = t->spec->load_for_snapshot,
         .rpc_id = t->spec->rpc_id_len ? t->spec->rpc_id : NULL,
         .rpc_id_len = t->spec->rpc_id_len,

@@ -1370,12 +1370,15 @@ static const struct store_ops st_ops = {st_load, st_begin, st_put_ckpt, st_del_c
                                         st_put_tick, st_set_tick, st_commit, st_load_tick, st_cancel};
 static struct store store = {&st_ops};
 
+#include "repl_rows.h"
+
 /* ---- the task under test ---------------------------------------------------------------------------------------------- */
 
 static struct repl_hub *hub;
 static unsigned span_ms; /* of source time, which the task reserves ahead */
 static struct repl_budget budget;
 static bool is_started, is_fatal, is_stopped, from_start;
+static size_t room_bytes; /* of copies; 0: nothing is copied */
 static char fatal_text[1000];
 
 static bool sel_match(void *ctx, const char *db, const char *name, struct repl_match *ret)
@@ -1383,7 +1386,8 @@ static bool sel_match(void *ctx, const char *db, const char *name, struct repl_m
     (void)ctx;
     if (name[0] == 'x')
         return false; /* not selected */
-    *ret = (struct repl_match){.target_db = db, .target_name = name, .use_start_position = from_start};
+    *ret = (struct repl_match){.target_db = db, .target_name = name, .use_start_position = from_start,
+                                .snapshot = room_bytes > 0};
     return true;
 }
 static bool sel_db(void *ctx, const char *db, const char **ret)
@@ -1422,6 +1426,7 @@ static void on_stopped(void *arg)
 static void task_make(void)
 {
     budget.limit = 1 << 20;
+    repl_copy_room_init(&copy_room, room_bytes);
     hub = repl_hub_new(&(struct repl_hub_options){.loop = loop, .sink = &sink, .key = "t", .tick_interval_ms = 5,
                                                   .retry_min_ms = 20, .retry_max_ms = 200, .portable = portable,
                                                   .batch_bytes = far ? 300 : 1500, .channel_bytes = 6000,
@@ -1430,6 +1435,7 @@ static void task_make(void)
     task = repl_task_new(&(struct repl_task_options){
         .loop = loop, .id = "task", .hub = hub, .sink = &sink, .catalog = &catalog, .wal = &wal, .store = &store,
         .selection = {.match = sel_match, .match_db = sel_db, .position = sel_pos}, .budget = &budget,
+        .rows = room_bytes ? &rows_model_port : NULL, .copy_room = &copy_room,
         .task_bytes = 1 << 20, .span_ms = span_ms, .accept_gap = accept_gap, .replicate_chan = "replicate", .on_fatal = on_fatal});
     is_started = is_fatal = false;
     repl_task_start(task, on_started, NULL);
@@ -1461,6 +1467,8 @@ static void task_crash(void)
         batch_free(b);
     }
     assert_int_equal(budget.used, 0);
+    assert_int_equal(copy_room.used, 0);
+    assert_true(TAILQ_EMPTY(&copy_room.line));
 }
 
 static void spin(unsigned ms)
@@ -1708,6 +1716,8 @@ static int teardown(void **state)
     violations = doubts = fail_percent = 0;
     from_start = commits_hang = false;
     span_ms = 0;
+    room_bytes = most_room = 0;
+    rows_model = (struct rows_faults){0};
     metric_clear();
     loop_free(loop);
     return 0;
@@ -2674,6 +2684,99 @@ static void test_copy_without_the_sources_api(void **state)
     assert_non_null(strstr(fatal_text, "sourceConfig.milvus.uri"));
 }
 
+/* What every test of copies begins with: collections with rows, and a room for pages of so many bytes. */
+static void start_a_copy(unsigned seed, int n, size_t page_bytes)
+{
+    rnd_state = seed;
+    room_bytes = 8 * page_bytes;
+    for (int i = 0; i < n; i++) {
+        char name[16];
+        snprintf(name, sizeof(name), "c%d", i);
+        coll_create(name, 2, i, true);
+    }
+    for (int i = 0; i < 30 * n; i++)
+        workload_step();
+    write_tick();
+    start_and_wait();
+}
+
+static bool copy_over(void)
+{
+    struct repl_copying c;
+
+    repl_task_copying(task, &c);
+    return c.collections == 0;
+}
+
+/* Rows change while they are copied, requests fail on both sides, and the daemon dies. */
+static void test_copies(void **state)
+{
+    (void)state;
+    if (!portable)
+        skip();
+    for (unsigned seed = 200; seed < 208; seed++) {
+        start_a_copy(seed, 1 + (int)seed % 6, 60 + seed % 3 * 100);
+        fail_percent = seed % 2 ? 10 : 0;
+        for (int i = 0; i < 60; i++) {
+            workload_step();
+            if (rnd(3) == 0)
+                spin(rnd(8));
+            if (rnd(12) == 0) {
+                task_crash();
+                task_make();
+            }
+        }
+        wait_equal();
+        assert_true(copy_over());
+        assert_true(rows_model.queries > 0);
+        teardown(state);
+        setup(state);
+    }
+}
+
+/* The first page is asked for without knowing how large rows are. What copies hold stays below the limit. */
+static void test_copies_stay_in_their_room(void **state)
+{
+    (void)state;
+    if (!portable)
+        skip();
+    start_a_copy(220, 6, 40);
+    WAIT(copy_over());
+    wait_equal();
+    assert_true(rows_model.too_large > 0);
+    assert_in_range(most_room, 41, room_bytes);
+    assert_in_range(rows_model.most_rows, 2, 20);
+}
+
+/* A single row that is larger than a page may be, and than all the room, is read alone. */
+static void test_copy_of_large_rows(void **state)
+{
+    (void)state;
+    if (!portable)
+        skip();
+    start_a_copy(221, 3, 3);
+    WAIT(copy_over());
+    wait_equal();
+    assert_int_equal(rows_model.most_rows, 1);
+    assert_in_range(most_room, room_bytes, 100);
+}
+
+/* Then each query sees all that was written before it. */
+static void test_copy_from_a_source_without_a_clock(void **state)
+{
+    (void)state;
+    if (!portable)
+        skip();
+    rows_model.no_clock = true;
+    start_a_copy(222, 2, 60);
+    for (int i = 0; i < 30; i++) {
+        workload_step();
+        spin(2);
+    }
+    wait_equal();
+    assert_true(copy_over());
+}
+
 static void test_stop_stores_everything(void **state)
 {
     (void)state;
@@ -3031,6 +3134,10 @@ int main(void)
         T(test_databases_are_made),
         T(test_what_cannot_be_read_stops_the_task),
         T(test_copy_without_the_sources_api),
+        T(test_copies),
+        T(test_copies_stay_in_their_room),
+        T(test_copy_of_large_rows),
+        T(test_copy_from_a_source_without_a_clock),
         T(test_stop_stores_everything),
         T(test_stop_while_nothing_can_be_stored),
         T(test_a_later_message_is_repeated_after_a_crash),

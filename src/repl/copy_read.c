@@ -1,0 +1,373 @@
+/*
+ * copy_read.c - pages of a collection's rows, one query at a time.
+ *
+ * Each query must show all that was written before the task's first start, since the log is followed from there. So the
+ * source is asked for its time once, which is later, and each query for what was written up to then: only the first has to
+ * wait until the source's readers are that far.
+ *
+ * A page with fewer rows than asked for is the last one; else rows written meanwhile with rising keys would keep us here for
+ * ever. But rows of equal keys (which users can make by Insert) are one row of a page, and may hide others of the same
+ * segment. So the rows in the page's range are counted, and a page that may lack some is read again, carefully.
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "repl/copy_priv.h"
+
+#define FIRST_ROWS 500 /* at most: what a row has is not known yet */
+#define MAX_ROWS 16384 /* the source refuses more */
+#define MAX_ANSWER (64u << 20) /* and no larger row can have been inserted */
+
+/* The partition to read at or behind the cursor; NULL: none is left. ALL_PARTS has no part. */
+static bool part_at(const struct copy *p, int64_t *ret_id, const char **ret_name)
+{
+    const struct coll *c = p->coll;
+
+    *ret_name = NULL;
+    *ret_id = ALL_PARTS;
+    if (c->partition_key)
+        return true;
+    for (size_t i = 0; i < c->n_parts; i++) /* by id */
+        if (c->parts[i]->id >= p->read.part && c->parts[i]->dst_id && !c->parts[i]->dropping) {
+            *ret_id = c->parts[i]->id;
+            *ret_name = c->parts[i]->name;
+            return true;
+        }
+    return false;
+}
+
+static void next_part(struct copy *p)
+{
+    if (p->read.part == ALL_PARTS)
+        p->read_over = true;
+    else
+        cursor_set(&p->read, p->read.part + 1, NULL);
+}
+
+static void on_loaded(void *arg, const struct err *err, const struct rows_page *page)
+{
+    struct copy *p = arg;
+
+    (void)page;
+    p->query = NULL;
+    if (err) {
+        p->loading = false;
+        copy_fail(p, err, "loading it on the source");
+        return;
+    }
+    p->loaded_by_us = true;
+    timer_set(&p->retry, backoff_next_ms(&p->backoff)); /* it takes a while */
+}
+
+/* Not loaded: may we? */
+static void not_loaded(struct copy *p, const struct err *cause)
+{
+    struct coll *c = p->coll;
+    struct repl_task *t = c->task;
+    struct err err = *cause;
+
+    if (t->o.load_for_snapshot && !p->loading) {
+        p->loading = true;
+        log_info("repl", "the source loads a collection for its copy", KS("task", t->o.id), KS("db", c->db),
+                 KS("collection", c->name));
+        p->query = t->o.rows->ops->load(t->o.rows, c->db, c->name, true, on_loaded, p);
+        return;
+    }
+    if (!p->loading)
+        err_set(&err, ERR_STATE, ERRC_RETRY,
+                "it is not loaded on the source, so its rows cannot be read: load it there, or create the task with "
+                "load_for_snapshot true");
+    copy_fail(p, &err, "reading");
+}
+
+/* Fewer rows; or one that is larger than a page should be. */
+static void ask_for_less(struct copy *p, const struct err *err)
+{
+    if (p->limit > 1) {
+        p->limit /= 2;
+    } else if (p->max_bytes < MAX_ANSWER) {
+        p->max_bytes = p->max_bytes < MAX_ANSWER / 2 ? p->max_bytes * 2 : MAX_ANSWER;
+    } else {
+        copy_fail(p, err, "reading");
+        return;
+    }
+    copy_step(p);
+}
+
+static void query_failed(struct copy *p, const struct err *err)
+{
+    const struct src_collection *sc = p->coll->task->o.catalog->ops->get(p->coll->task->o.catalog, p->coll->id);
+    struct err e = *err;
+
+    if (err->code == ERR_STATE) {
+        not_loaded(p, err);
+        return;
+    }
+    if (err->code == ERR_LIMIT && p->limit) {
+        ask_for_less(p, err);
+        return;
+    }
+    if (err->code == ERR_NOT_FOUND && sc && sc->state == SRC_ALIVE && !p->coll->partition_key &&
+        !coll_part_alive(p->coll, p->read.part)) {
+        next_part(p); /* the partition was dropped */
+        copy_step(p);
+        return;
+    }
+    if (err->code == ERR_NOT_FOUND)
+        e.cls = ERRC_RETRY; /* etcd's news will tell */
+    if (err->code == ERR_TIMEOUT && p->limit > 1)
+        p->limit /= 2; /* it may have been too much */
+    copy_fail(p, &e, "reading");
+}
+
+static uint64_t between(uint64_t least, uint64_t v, uint64_t most)
+{
+    return v < least ? least : v > most ? most : v;
+}
+
+/* Of the first page. */
+static void set_limit(struct copy *p)
+{
+    const struct src_collection *sc = p->coll->task->o.catalog->ops->get(p->coll->task->o.catalog, p->coll->id);
+    size_t row = sc && sc->row_bytes ? sc->row_bytes : 1;
+
+    p->limit = between(1, copy_page_bytes(p) / row, FIRST_ROWS);
+    p->max_bytes = 2 * copy_page_bytes(p);
+}
+
+/* So that the next page is as large as it should be. */
+static void adapt(struct copy *p, size_t bytes, uint64_t rows)
+{
+    p->limit = between(1, (uint64_t)copy_page_bytes(p) * rows / (bytes ? bytes : 1), MAX_ROWS);
+    p->max_bytes = 2 * copy_page_bytes(p);
+}
+
+static char *key_expr(const struct copy *p)
+{
+    const struct coll *c = p->coll;
+
+    if (p->read.after)
+        return xasprintf("%s > %s", c->pk_name, p->read.after);
+    /* an empty expression is not allowed with a limit by every version: all keys; the least number as in msg_keys.c */
+    return c->pk_is_string ? xasprintf("%s >= \"\"", c->pk_name)
+                           : xasprintf("%s >= %" PRId64 "-1", c->pk_name, INT64_MIN + 1);
+}
+
+/* The page that was seen is complete. */
+static void take_page(struct copy *p, bool last)
+{
+    struct page *g = p->seen;
+
+    p->seen = NULL;
+    p->careful = p->as_it_is = false;
+    TAILQ_INSERT_TAIL(&p->pages, g, next);
+    p->n_pages++;
+    cursor_set(&p->read, g->end.part, g->end.after);
+    if (last)
+        next_part(p);
+}
+
+static void read_carefully(struct copy *p)
+{
+    const struct coll *c = p->coll;
+
+    if (!p->told_equal)
+        log_warn("repl", "keys are not unique on the source: they are copied as one row each, and slowly",
+                 KS("task", c->task->o.id), KS("db", c->db), KS("collection", c->name));
+    p->told_equal = p->careful = true;
+    copy_drop_seen(p);
+}
+
+/* Of the seen page's range. */
+static void on_counted(void *arg, const struct err *err, const struct rows_page *page)
+{
+    struct copy *p = arg;
+    uint64_t rows, n;
+
+    p->query = NULL;
+    if (err || p->again) {
+        copy_drop_seen(p);
+        if (err)
+            query_failed(p, err);
+        else
+            copy_step(p);
+        return;
+    }
+    rows = msg_columns_rows(p->seen->columns);
+    n = msg_page_count(page->data, page->len);
+    if (n > rows && n >= p->asked && !p->as_it_is)
+        read_carefully(p);
+    else
+        take_page(p, rows < p->asked);
+    copy_step(p);
+}
+
+/* What was asked for is not needed any more, or smaller than it might have been. */
+static void settle_room(struct copy *p, size_t bytes)
+{
+    copy_room_give(p, p->asked_bytes - bytes);
+    p->asked_bytes = 0;
+}
+
+static void no_rows(struct copy *p)
+{
+    copy_drop_seen(p);
+    if (!p->careful)
+        next_part(p);
+    p->as_it_is = p->careful;
+    p->careful = false;
+}
+
+/* The columns and the end of the page. */
+static int see(struct copy *p, const struct rows_page *page, char **ret_last, struct err *err)
+{
+    struct page *g = xcalloc(1, sizeof(*g));
+
+    g->copy = p;
+    g->bytes = page->len;
+    g->columns = coll_columns(p->coll);
+    p->seen = g;
+    return msg_columns_add_page(g->columns, page->buf, page->data, page->len, p->coll->pk_name, ret_last, err);
+}
+
+static void on_page(void *arg, const struct err *err, const struct rows_page *page)
+{
+    struct copy *p = arg;
+    char *last = NULL;
+    struct err e;
+
+    p->query = NULL;
+    settle_room(p, err ? 0 : page->len);
+    if (err) {
+        query_failed(p, err);
+        return;
+    }
+    copy_went_well(p);
+    p->loading = false;
+    if (see(p, page, &last, &e)) {
+        copy_drop_seen(p);
+        copy_fail(p, &e, "reading");
+        return;
+    }
+    if (p->again) {
+        copy_drop_seen(p);
+    } else if (msg_columns_rows(p->seen->columns) == 0) {
+        no_rows(p);
+    } else {
+        adapt(p, page->len, msg_columns_rows(p->seen->columns));
+        cursor_set(&p->seen->end, p->read.part, last);
+        if (p->careful)
+            take_page(p, false);
+    }
+    free(last);
+    copy_step(p);
+}
+
+static void ask(struct copy *p, const char *part, const char *expr, const char *output, rows_fn done)
+{
+    const struct coll *c = p->coll;
+    struct rows_port *rows = c->task->o.rows;
+
+    p->query = rows->ops->query(rows,
+                                &(struct rows_query){.db = c->db,
+                                                     .collection = c->name,
+                                                     .partition = part,
+                                                     .expr = expr,
+                                                     .output = output,
+                                                     .limit = *output == '*' ? p->limit : 0,
+                                                     .careful = p->careful,
+                                                     .since = p->since,
+                                                     .max_bytes = p->asked_bytes},
+                                done, p);
+}
+
+static void count_seen(struct copy *p, const char *part)
+{
+    char *from = key_expr(p), *expr = xasprintf("%s and %s <= %s", from, p->coll->pk_name, p->seen->end.after);
+
+    ask(p, part, expr, "count(*)", on_counted);
+    free(expr);
+    free(from);
+}
+
+static void ask_page(struct copy *p, const char *part)
+{
+    char *expr;
+
+    if (!p->limit)
+        set_limit(p);
+    if (!copy_room_take(p, p->max_bytes))
+        return;
+    p->asked_bytes = p->max_bytes;
+    p->asked = p->limit;
+    expr = key_expr(p);
+    ask(p, part, expr, "*", on_page);
+    free(expr);
+}
+
+void copy_read(struct copy *p)
+{
+    const char *name;
+    int64_t id;
+
+    if (!part_at(p, &id, &name)) {
+        copy_drop_seen(p);
+        p->read_over = true;
+        return;
+    }
+    if (id != p->read.part) {
+        copy_drop_seen(p);
+        p->careful = false;
+        cursor_set(&p->read, id, NULL);
+    }
+    if (p->seen)
+        count_seen(p, name);
+    else if (p->n_pages < COPY_PAGES)
+        ask_page(p, name);
+}
+
+static void on_now(void *arg, const struct err *err, uint64_t tt)
+{
+    struct copy *p = arg;
+
+    p->query = NULL;
+    if (err && err->code != ERR_UNSUPPORTED) {
+        copy_fail(p, err, "asking for the source's time");
+        return;
+    }
+    p->since = err ? 0 : tt;
+    p->since_known = true;
+    copy_step(p);
+}
+
+void copy_ask_now(struct copy *p)
+{
+    struct rows_port *rows = p->coll->task->o.rows;
+
+    p->query = rows->ops->now(rows, on_now, p);
+}
+
+static void on_count(void *arg, const struct err *err, const struct rows_page *page)
+{
+    struct copy *p = arg;
+
+    p->query = NULL;
+    if (err) {
+        query_failed(p, err);
+        return;
+    }
+    copy_went_well(p);
+    p->loading = false;
+    p->estimate = msg_page_count(page->data, page->len);
+    p->step = COPY_ROWS;
+    log_info("repl", "copying a collection", KS("task", p->coll->task->o.id), KS("db", p->coll->db),
+             KS("collection", p->coll->name), KU("rows", p->estimate));
+    copy_step(p);
+}
+
+void copy_ask_count(struct copy *p)
+{
+    ask(p, NULL, "", "count(*)", on_count);
+}
