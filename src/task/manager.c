@@ -801,6 +801,28 @@ const char *const *manager_task_ids(struct manager *m, size_t *ret_n)
     return m->ids;
 }
 
+/* Of a task that has a snapshot: 0 when it is over, or does not run. */
+static void update_snapshot_metrics(const struct mtask *t)
+{
+    struct repl_copying c = {0};
+
+    if (t->run)
+        repl_task_copying(t->run, &c);
+    const struct {
+        const char *name, *help;
+        uint64_t value;
+    } gauges[] = {
+        {"milvus_cdc_snapshot_collections", "collections whose rows from before the task are not all copied", c.collections},
+        {"milvus_cdc_snapshot_rows", "their rows that are on the target", c.rows},
+        {"milvus_cdc_snapshot_estimated_rows", "their rows when their copies began", c.estimate},
+        {"milvus_cdc_snapshot_rows_per_second", "rows that are copied now", c.rows_per_s},
+    };
+
+    for (size_t i = 0; i < sizeof(gauges) / sizeof(*gauges); i++)
+        metric_get(METRIC_GAUGE, gauges[i].name, gauges[i].help, METRIC_LABELS({"task_id", t->id}))->value =
+            (double)gauges[i].value;
+}
+
 void manager_update_metrics(struct manager *m)
 {
     unsigned count[3] = {0};
@@ -810,6 +832,8 @@ void manager_update_metrics(struct manager *m)
         metric_get(METRIC_GAUGE, "milvus_cdc_task_state", "0 Initial, 1 Running, 2 Paused",
                    METRIC_LABELS({"task_id", t->id}))
             ->value = t->state;
+        if (t->spec && t->spec->start == SPEC_SNAPSHOT)
+            update_snapshot_metrics(t);
     }
     for (int i = 0; i < 3; i++)
         metric_get(METRIC_GAUGE, "milvus_cdc_task_num", "tasks by state",
@@ -817,6 +841,9 @@ void manager_update_metrics(struct manager *m)
             ->value = count[i];
     metric_get(METRIC_GAUGE, "milvus_cdc_held_bytes", "bytes of messages in memory", METRIC_LABELS({0}))->value =
         (double)m->budget.used;
+    metric_get(METRIC_GAUGE, "milvus_cdc_copy_bytes", "bytes of pages of snapshots in memory, asked for or read",
+               METRIC_LABELS({0}))
+        ->value = (double)m->copy_room.used;
 }
 
 const char *manager_registry_trouble(struct manager *m)
