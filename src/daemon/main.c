@@ -40,8 +40,8 @@
 
 /* A start needs more memory than what follows (records, metadata), and malloc keeps it. */
 #define TRIM_FIRST_MS 5000
-#define MMAP_BYTES (1 << 20)
 #define TRIM_MS 60000
+#define MMAP_BYTES (1 << 20)
 #define STATUS_MS 10000
 #define STATUS_LAG_MS 30000 /* as the probe's default */
 

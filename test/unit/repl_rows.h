@@ -11,6 +11,7 @@ static struct rows_faults {
 } rows_model;
 static struct repl_copy_room copy_room;
 static size_t most_room;
+enum { ROWS_TAG = 2 }; /* fields_data of QueryResults */
 
 struct rows_call {
     LIST_ENTRY(rows_call) entry;
@@ -50,25 +51,6 @@ static int64_t value_at(const struct model_coll *c, int shard, int key, uint64_t
         if (c->deletes[shard][key][i] <= tt && c->deletes[shard][key][i] > of)
             v = 0;
     return v;
-}
-
-static void put_longs(struct pb_out *o, int64_t field_id, const char *name, const int64_t *v, size_t n)
-{
-    struct pb_out packed = {0}, arr = {0}, sc = {0}, fd = {0};
-
-    for (size_t i = 0; i < n; i++)
-        pb_out_varint(&packed, (uint64_t)v[i]);
-    pb_out_bytes(&arr, 1, packed.data, packed.len);
-    pb_out_bytes(&sc, 3, arr.data, arr.len);
-    pb_out_u64(&fd, 1, 5);
-    pb_out_str(&fd, 2, name);
-    pb_out_bytes(&fd, 3, sc.data, sc.len);
-    pb_out_u64(&fd, 5, (uint64_t)field_id);
-    pb_out_bytes(o, 2, fd.data, fd.len);
-    pb_out_release(&packed);
-    pb_out_release(&arr);
-    pb_out_release(&sc);
-    pb_out_release(&fd);
 }
 
 static size_t find_rows(const struct rows_call *q, uint64_t tt, int64_t *keys, int64_t *values)
@@ -136,10 +118,10 @@ static void rows_timer(void *arg)
     n = find_rows(q, q->since + rnd((unsigned)(last_tick - q->since) + 1), keys, values);
     count = (int64_t)n;
     if (q->count) {
-        put_longs(&o, 0, "count(*)", &count, 1);
+        put_longs(&o, ROWS_TAG, 0, "count(*)", &count, 1);
     } else if (n) {
-        put_longs(&o, 101, "value", values, n);
-        put_longs(&o, 100, "id", keys, n);
+        put_longs(&o, ROWS_TAG, 101, "value", values, n);
+        put_longs(&o, ROWS_TAG, 100, "id", keys, n);
     }
     rows_answer(q, &o, q->count ? 0 : n);
 }

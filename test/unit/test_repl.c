@@ -269,21 +269,28 @@ static void put_base(struct pb_out *o, int type, uint64_t tt)
     pb_out_release(&b);
 }
 
-static void put_long_field(struct pb_out *o, int64_t field_id, const char *name, int64_t v)
+/* A column of INT64. */
+static void put_longs(struct pb_out *o, uint32_t tag, int64_t field_id, const char *name, const int64_t *v, size_t n)
 {
     struct pb_out packed = {0}, arr = {0}, sc = {0}, fd = {0};
-    pb_out_varint(&packed, (uint64_t)v);
+    for (size_t i = 0; i < n; i++)
+        pb_out_varint(&packed, (uint64_t)v[i]);
     pb_out_bytes(&arr, 1, packed.data, packed.len);
     pb_out_bytes(&sc, 3, arr.data, arr.len);
     pb_out_u64(&fd, 1, 5);
     pb_out_str(&fd, 2, name);
     pb_out_bytes(&fd, 3, sc.data, sc.len);
     pb_out_u64(&fd, 5, (uint64_t)field_id);
-    pb_out_bytes(o, 13, fd.data, fd.len);
+    pb_out_bytes(o, tag, fd.data, fd.len);
     pb_out_release(&packed);
     pb_out_release(&arr);
     pb_out_release(&sc);
     pb_out_release(&fd);
+}
+
+static void put_long_field(struct pb_out *o, int64_t field_id, const char *name, int64_t v)
+{
+    put_longs(o, 13, field_id, name, &v, 1);
 }
 
 static int channel_of(const struct model_coll *c, int shard)
