@@ -801,13 +801,13 @@ const char *const *manager_task_ids(struct manager *m, size_t *ret_n)
     return m->ids;
 }
 
-/* Of a task that has a snapshot: 0 when it is over, or does not run. */
+/* Of a task that has a snapshot: 0 when that is over, or does not run here. */
 static void update_snapshot_metrics(const struct mtask *t)
 {
     struct repl_copying c = {0};
 
-    if (t->run)
-        repl_task_copying(t->run, &c);
+    if (t->run && !repl_task_copying(t->run, &c))
+        return; /* not known yet: 0 would say that it is over */
     const struct {
         const char *name, *help;
         uint64_t value;
