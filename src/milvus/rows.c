@@ -245,6 +245,7 @@ struct rows_port *rows_open(struct loop *l, const struct target_options *o, stru
     p->target.loop = l;
     p->target.grpc = grpc;
     p->target.address = address;
+    p->target.is_source = true;
     LIST_INIT(&p->target.calls);
     return &p->port;
 }

@@ -236,7 +236,9 @@ void call_end(struct sink_call *c)
 
 const char *call_context(const struct sink_call *c, char *buf, size_t size)
 {
-    snprintf(buf, size, "target %s: %s %s", c->target->address, c->method, c->object);
+    const struct target *t = c->target;
+
+    snprintf(buf, size, "%s %s: %s %s", t->is_source ? "source" : "target", t->address, c->method, c->object);
     return buf;
 }
 

@@ -62,6 +62,7 @@ struct target {
     char *address; /* for texts */
     enum target_mode mode;
     bool ignore_partition;
+    bool is_source; /* of rows.c */
     LIST_HEAD(, sink_call) calls;
 };
 
