@@ -109,6 +109,7 @@ void copy_free(struct coll *c)
     copy_room_give(p, p->asked_bytes);
     free(p->read.after);
     free(p->done.after);
+    free(p->until);
     free(p->ends);
     free(p);
 }

@@ -52,6 +52,8 @@ struct copy {
     uint64_t run_rows, run_ms; /* rows, and since when, of this process */
     uint64_t limit, asked;     /* rows of the next page, 0: not known yet; of the one that was seen */
     size_t max_bytes;          /* of the next page */
+    uint64_t span;             /* of keys, so that as many rows are about in it; 0: not known, or none */
+    char *until;               /* greatest key that the page asked for may have; NULL: any */
     size_t asked_bytes;        /* room taken for the query under way */
     struct page *seen;         /* read, and not counted yet */
     bool careful, told_equal;  /* the next page may have equal keys that hide others; that was told */

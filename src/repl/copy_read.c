@@ -5,7 +5,10 @@
  * source is asked for its time once, which is later, and each query for what was written up to then: only the first has to
  * wait until the source's readers are that far.
  *
- * A page with fewer rows than asked for is the last one; else rows written meanwhile with rising keys would keep us here for
+ * Each segment of the source gives as many rows as a page may have, and nearly all of them are thrown away again. So a page
+ * of numbers has an upper bound, too, which the density of the keys before it tells.
+ *
+ * A page with fewer rows than asked for, and without a bound, is the last one; else rows written meanwhile with rising keys would keep us here for
  * ever. But rows of equal keys (which users can make by Insert) are one row of a page, and may hide others of the same
  * segment. So the rows in the page's range are counted, and a page that may lack some is read again, carefully.
  */
@@ -40,6 +43,7 @@ static bool part_at(const struct copy *p, int64_t *ret_id, const char **ret_name
 
 static void next_part(struct copy *p)
 {
+    p->span = 0;
     if (p->read.part == ALL_PARTS)
         p->read_over = true;
     else
@@ -144,15 +148,57 @@ static void adapt(struct copy *p, size_t bytes, uint64_t rows)
     p->max_bytes = 2 * copy_page_bytes(p);
 }
 
-static char *key_expr(const struct copy *p)
+/* The keys behind the cursor, up to one; NULL: all of them. */
+static char *range_expr(const struct copy *p, const char *to)
 {
-    const struct coll *c = p->coll;
+    const char *pk = p->coll->pk_name;
+    char *from, *both;
 
     if (p->read.after)
-        return xasprintf("%s > %s", c->pk_name, p->read.after);
-    /* an empty expression is not allowed with a limit by every version: all keys; the least number as in msg_keys.c */
-    return c->pk_is_string ? xasprintf("%s >= \"\"", c->pk_name)
-                           : xasprintf("%s >= %" PRId64 "-1", c->pk_name, INT64_MIN + 1);
+        from = xasprintf("%s > %s", pk, p->read.after);
+    else if (p->coll->pk_is_string) /* without an expression no limit is allowed by every version */
+        from = xasprintf("%s >= \"\"", pk);
+    else /* the least number as in msg_keys.c */
+        from = xasprintf("%s >= %" PRId64 "-1", pk, INT64_MIN + 1);
+    if (!to)
+        return from;
+    both = xasprintf("%s and %s <= %s", from, pk, to);
+    free(from);
+    return both;
+}
+
+/* ---- how far a page goes ---- */
+
+static int64_t number_of(const char *key)
+{
+    return strtoll(key, NULL, 10); /* the least one is written as a difference, and the error of 1 is none here */
+}
+
+/* Where the next page ends; NULL: where its rows end. */
+static char *bound(const struct copy *p)
+{
+    int64_t from;
+
+    if (p->careful || !p->span || !p->read.after)
+        return NULL;
+    from = number_of(p->read.after);
+    return p->span < (uint64_t)INT64_MAX - (uint64_t)(from > 0 ? from : 0)
+               ? xasprintf("%" PRId64, (int64_t)((uint64_t)from + p->span))
+               : NULL;
+}
+
+/* From a page of so many rows up to that key. When a bound has left few of them, the next page has none: it gets over a gap,
+ * and finds the end. */
+static void learn_span(struct copy *p, const char *to, uint64_t rows)
+{
+    uint64_t keys;
+    double span;
+
+    if (p->coll->pk_is_string || !p->read.after)
+        return;
+    keys = (uint64_t)number_of(to) - (uint64_t)number_of(p->read.after);
+    span = (double)keys / (double)rows * (double)p->limit * 0.9;
+    p->span = (p->until && rows < p->asked / 4) || span > (double)INT64_MAX ? 0 : (uint64_t)span;
 }
 
 /* The page that was seen is complete. */
@@ -200,7 +246,7 @@ static void on_counted(void *arg, const struct err *err, const struct rows_page 
     if (n > rows && n >= p->asked && !p->as_it_is)
         read_carefully(p);
     else
-        take_page(p, rows < p->asked);
+        take_page(p, rows < p->asked && !p->until);
     copy_step(p);
 }
 
@@ -214,6 +260,11 @@ static void settle_room(struct copy *p, size_t bytes)
 static void no_rows(struct copy *p)
 {
     copy_drop_seen(p);
+    if (p->until) {
+        cursor_set(&p->read, p->read.part, p->until);
+        p->span = 0;
+        return;
+    }
     if (!p->careful)
         next_part(p);
     p->as_it_is = p->careful;
@@ -230,6 +281,17 @@ static int see(struct copy *p, const struct rows_page *page, char **ret_last, st
     g->columns = coll_columns(p->coll);
     p->seen = g;
     return msg_columns_add_page(g->columns, page->buf, page->data, page->len, p->coll->pk_name, ret_last, err);
+}
+
+/* last: the greatest key of the page. */
+static void see_end(struct copy *p, size_t bytes, const char *last)
+{
+    uint64_t rows = msg_columns_rows(p->seen->columns);
+    const char *to = p->until && rows < p->asked ? p->until : last;
+
+    adapt(p, bytes, rows);
+    learn_span(p, to, rows);
+    cursor_set(&p->seen->end, p->read.part, to);
 }
 
 static void on_page(void *arg, const struct err *err, const struct rows_page *page)
@@ -256,8 +318,7 @@ static void on_page(void *arg, const struct err *err, const struct rows_page *pa
     } else if (msg_columns_rows(p->seen->columns) == 0) {
         no_rows(p);
     } else {
-        adapt(p, page->len, msg_columns_rows(p->seen->columns));
-        cursor_set(&p->seen->end, p->read.part, last);
+        see_end(p, page->len, last);
         if (p->careful)
             take_page(p, false);
     }
@@ -285,11 +346,10 @@ static void ask(struct copy *p, const char *part, const char *expr, const char *
 
 static void count_seen(struct copy *p, const char *part)
 {
-    char *from = key_expr(p), *expr = xasprintf("%s and %s <= %s", from, p->coll->pk_name, p->seen->end.after);
+    char *expr = range_expr(p, p->seen->end.after);
 
     ask(p, part, expr, "count(*)", on_counted);
     free(expr);
-    free(from);
 }
 
 static void ask_page(struct copy *p, const char *part)
@@ -302,7 +362,9 @@ static void ask_page(struct copy *p, const char *part)
         return;
     p->asked_bytes = p->max_bytes;
     p->asked = p->limit;
-    expr = key_expr(p);
+    free(p->until);
+    p->until = bound(p);
+    expr = range_expr(p, p->until);
     ask(p, part, expr, "*", on_page);
     free(expr);
 }
