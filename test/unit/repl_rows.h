@@ -6,7 +6,7 @@
  */
 static struct rows_faults {
     bool no_clock;            /* it cannot tell its time */
-    unsigned queries, too_large;
+    unsigned queries, too_large, bounded; /* bounded: pages that may not go beyond a key */
     uint64_t most_rows;       /* of an answer */
 } rows_model;
 static struct repl_copy_room copy_room;
@@ -168,6 +168,7 @@ static struct rows_call *rows_query(struct rows_port *p, const struct rows_query
     assert_int_equal(q->since == 0, rows_model.no_clock);
     c->done = done;
     rows_model.queries++;
+    rows_model.bounded += !c->count && c->to != INT64_MAX;
     most_room = copy_room.used > most_room ? copy_room.used : most_room;
     return c;
 }

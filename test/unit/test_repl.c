@@ -2766,6 +2766,7 @@ static void test_copies_stay_in_their_room(void **state)
     wait_copied();
     wait_equal();
     assert_true(rows_model.too_large > 0);
+    assert_true(rows_model.bounded > 0);
     assert_in_range(most_room, 41, room_bytes);
     assert_in_range(rows_model.most_rows, 2, 20);
 }
