@@ -20,9 +20,10 @@ struct spec_position { /* a position given by the user */
     uint64_t tt;                 /* rows with time <= tt are skipped; 0: none */
 };
 
+/* In a selection, each part is a name, or the beginning of names with a `*` behind it (alone: all). */
 struct spec_collection {
-    char *db;   /* "default", a name, or "*" (every database) */
-    char *name; /* a name or "*" */
+    char *db;
+    char *name;
     bool use_start_position;
     struct spec_position *positions;
     size_t n_positions;
@@ -31,7 +32,15 @@ struct spec_collection {
 struct spec_mapping {
     char *source_db, *target_db;
     size_t n; /* pairs; 0: every collection keeps its name */
-    char **source, **target;
+    char **source, **target; /* names, or the beginnings of names with a `*` behind each */
+};
+
+/* What the task does not take although it is selected. */
+struct spec_exclusion {
+    char *db, *name; /* as in spec_collection */
+    char **but;      /* "db.collection": of that it takes these all the same */
+    size_t n_but;
+    bool given;      /* by the user, in the request; else it is another task's */
 };
 
 /* How the target is written. AUTO: as it can be; only until it was probed (and in records of older versions: a standby). */
@@ -66,10 +75,10 @@ struct task_spec {
     uint64_t rpc_tt;
     bool disable_auto_start;
     bool keep_queryable;
-    /* Collections that other tasks for the same target had when this one was made: "db.collection", where both
-     * parts may be "*". Not taken by this task. */
-    char **exclude;
+    /* What the user excludes, and what other tasks for the same target had when this one was made. */
+    struct spec_exclusion *exclude;
     size_t n_exclude;
+    char *made_name; /* spec_matches(): a name that a pair of patterns made */
     /* The known fields of request_data as they came, under their documented names (without task_id), for the answers
      * and the registry; secrets inside. */
     json_t *request;
@@ -111,8 +120,8 @@ void spec_free(struct task_spec *s);
 json_t *spec_public_json(const struct task_spec *s);
 
 /* Does the task take this collection? If so, *ret (may be NULL) is the entry, and the target's names are stored
- * (borrowed from spec or from the arguments). */
-bool spec_matches(const struct task_spec *s, const char *db, const char *name, const struct spec_collection **ret,
+ * (borrowed from spec or from the arguments until the next call). */
+bool spec_matches(struct task_spec *s, const char *db, const char *name, const struct spec_collection **ret,
                   const char **ret_target_db, const char **ret_target_name);
 /* Does it take database operations of db? A selection of single collections in db does; so does "*". */
 bool spec_matches_db(const struct task_spec *s, const char *db, const char **ret_target_db);
@@ -122,6 +131,6 @@ bool spec_matches_db(const struct task_spec *s, const char *db, const char **ret
  * be made, after spec_add_exclusions(). Refused is what b covers whole, unless b itself excludes it. Caller frees.
  */
 char *spec_overlap(const struct task_spec *a, const struct task_spec *b);
-/* Excludes from a new task what it would share with an existing one (its `*` covers collections of that task). */
+/* Excludes from a new task what it would share with an existing one (its pattern covers collections of that task). */
 void spec_add_exclusions(struct task_spec *s, const struct task_spec *existing);
 #endif

@@ -85,6 +85,7 @@ static const struct field create_fields[] = {
     {"mode", FIELD_STRING, NULL},
     {"start", FIELD_STRING, NULL},
     {"load_for_snapshot", FIELD_BOOL, NULL},
+    {"exclude", FIELD_STRINGS, NULL},
     {0},
 };
 
@@ -132,10 +133,11 @@ void spec_free(struct task_spec *s)
     for (size_t i = 0; i < s->n_mappings; i++)
         mapping_release(&s->mappings[i]);
     for (size_t i = 0; i < s->n_exclude; i++)
-        free(s->exclude[i]);
+        spec_exclusion_release(&s->exclude[i]);
     free(s->collections);
     free(s->mappings);
     free(s->exclude);
+    free(s->made_name);
     free(s->task_id);
     free(s->uri);
     secret_free(s->token);
@@ -210,6 +212,8 @@ static int check_all(struct task_spec *s, const json_t *req, const struct spec_l
     if (rc == 0)
         rc = spec_check_selection(s, req, limits, err);
     if (rc == 0)
+        rc = spec_check_exclude(s, req, limits, err);
+    if (rc == 0)
         rc = check_rpc(s, req, limits, err);
     if (rc == 0)
         rc = spec_check_mapping(s, req, limits, err);
@@ -264,33 +268,18 @@ struct task_spec *spec_from_request(const json_t *request_data, const struct spe
     return spec_make(request_data, limits, err);
 }
 
-/* ---- the store: {"request": {...}, "exclude": ["db.collection", ...], "mode_reason": "..."} */
+/* ---- the store: {"request": {...}, "exclude": [...], "mode_reason": "..."} */
 
 char *spec_to_store_json(const struct task_spec *s)
 {
-    json_t *exclude = json_array();
-    json_t *o;
-    char *text;
+    json_t *o = json_pack("{s:O, s:o, s:s*}", "request", s->request, "exclude", spec_exclusions_json(s), "mode_reason",
+                          s->mode_reason);
+    char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
 
-    for (size_t i = 0; i < s->n_exclude; i++)
-        json_array_append_new(exclude, json_string(s->exclude[i]));
-    o = json_pack("{s:O, s:o, s:s*}", "request", s->request, "exclude", exclude, "mode_reason", s->mode_reason);
-    text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     if (!text)
         abort(); /* only without memory */
     return text;
-}
-
-static void load_exclusions(struct task_spec *s, const json_t *list)
-{
-    const json_t *v;
-    size_t i;
-
-    s->exclude = xcalloc(json_array_size(list) + 1, sizeof(*s->exclude));
-    json_array_foreach(list, i, v)
-        if (json_is_string(v))
-            s->exclude[s->n_exclude++] = xstrdup(json_string_value(v));
 }
 
 struct task_spec *spec_from_store(const char *task_id, const char *json, struct err *err)
@@ -307,7 +296,7 @@ struct task_spec *spec_from_store(const char *task_id, const char *json, struct 
     s = spec_make(json_object_get(o, "request"), NULL, err);
     if (s) {
         set_text(&s->task_id, task_id);
-        load_exclusions(s, json_object_get(o, "exclude"));
+        spec_load_exclusions(s, json_object_get(o, "exclude"));
         if (json_object_get(o, "mode_reason"))
             s->mode_reason = xstrdup(json_string_value(json_object_get(o, "mode_reason")));
     }

@@ -5,12 +5,14 @@
  */
 #ifndef TASK_SPEC_PRIV_H
 #define TASK_SPEC_PRIV_H
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <jansson.h>
 
 struct err;
 struct spec_collection;
+struct spec_exclusion;
 struct spec_limits;
 struct spec_mapping;
 struct spec_position;
@@ -27,6 +29,27 @@ int spec_check_selection(struct task_spec *s, const json_t *req, const struct sp
                          struct err *err);
 int spec_check_mapping(struct task_spec *s, const json_t *req, const struct spec_limits *limits,
                        struct err *err);
+
+/* spec_pattern.c: one part of a name in a selection. */
+bool spec_is_pattern(const char *text);
+/* Is all that other selects (a name, or a pattern) selected by pattern? */
+bool spec_covers(const char *pattern, const char *other);
+/* What two have in common: the narrower one, or NULL. */
+const char *spec_meet(const char *a, const char *b);
+/* The name that a pair of patterns gives to name, which the first covers. Caller frees. */
+char *spec_rename(const char *source, const char *target, const char *name);
+/* "db.collection", or "collection" of the default database. Caller frees both. */
+void spec_split_name(const char *full, char **ret_db, char **ret_name);
+int spec_check_pattern(const char *what, const char *text, const struct spec_limits *limits, struct err *err);
+/* The same without a `*`. */
+int spec_check_name(const char *what, const char *text, const struct spec_limits *limits, struct err *err);
+
+/* spec_exclude.c: the request's own exclusions; those of other tasks in the store. */
+int spec_check_exclude(struct task_spec *s, const json_t *req, const struct spec_limits *limits, struct err *err);
+bool spec_excluded(const struct task_spec *s, const char *db, const char *name); /* patterns: the whole of it */
+json_t *spec_exclusions_json(const struct task_spec *s);
+void spec_load_exclusions(struct task_spec *s, const json_t *list);
+void spec_exclusion_release(struct spec_exclusion *e);
 
 /* spec_position.c */
 /* Fills p->vchannel, p->pchannel, *ret_collection_id; ERR_INVALID: key is no virtual channel. */
