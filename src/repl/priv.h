@@ -476,6 +476,8 @@ void coll_save(struct coll *c);
 void coll_stored(struct coll *c);
 /* Does what its state allows: map, check, force or finish a drop. */
 void coll_kick(struct coll *c);
+/* Two collections of the source would be one on the target: the text that says so. ERR_STATE. */
+int coll_conflict(const struct coll *c, const struct coll *other, struct err *err);
 /* Checks it on the target again before the next use. */
 void coll_unverify(struct coll *c);
 /* Called with fresh facts from the catalog. */

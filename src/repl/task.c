@@ -481,13 +481,19 @@ static void join_existing(struct repl_task *t, const struct src_collection *sc, 
 {
     struct coll_join *joins = xcalloc(sc->n_shards ? sc->n_shards : 1, sizeof(*joins));
     bool ok = !t->fatal;
+    struct coll *c, *other;
+    struct err err;
 
     for (size_t i = 0; i < sc->n_shards && ok; i++)
         ok = join_place(t, sc, i, m, &joins[i]) == 0;
-    if (ok && m->snapshot)
-        copy_new(coll_new(t, sc, m, joins));
-    else if (ok)
-        (void)coll_new(t, sc, m, joins);
+    c = ok ? coll_new(t, sc, m, joins) : NULL;
+    other = c ? task_name_taken(t, c->dst_db, c->dst_name, c) : NULL;
+    if (other) {
+        coll_conflict(c, other, &err);
+        task_fatal(t, &err);
+    } else if (c && m->snapshot) {
+        copy_new(c);
+    }
     free(joins);
 }
 

@@ -466,7 +466,12 @@ static void c_sync_cancel(struct catalog *c, void *arg)
     (void)arg;
     cat_sync_fn = NULL;
 }
-static const struct catalog_ops c_ops = {c_subscribe, c_unsubscribe, c_get, c_next, c_sync, c_sync_cancel};
+static bool c_ready(const struct catalog *c)
+{
+    (void)c;
+    return true;
+}
+static const struct catalog_ops c_ops = {c_subscribe, c_unsubscribe, c_get, c_next, c_sync, c_sync_cancel, c_ready};
 static struct catalog catalog = {&c_ops};
 
 static struct model_coll *coll_create(const char *name, int n_shards, int first_channel, bool silent)
@@ -1387,14 +1392,15 @@ static struct repl_budget budget;
 static bool is_started, is_fatal, is_stopped, from_start;
 static size_t room_bytes; /* of copies; 0: nothing is copied */
 static char fatal_text[1000];
+static const char *merged; /* all collections have this name on the target; NULL: their own */
 
 static bool sel_match(void *ctx, const char *db, const char *name, struct repl_match *ret)
 {
     (void)ctx;
     if (name[0] == 'x')
         return false; /* not selected */
-    *ret = (struct repl_match){.target_db = db, .target_name = name, .use_start_position = from_start,
-                                .snapshot = room_bytes > 0};
+    *ret = (struct repl_match){.target_db = db, .target_name = merged ? merged : name, .use_start_position = from_start,
+                               .snapshot = room_bytes > 0};
     return true;
 }
 static bool sel_db(void *ctx, const char *db, const char **ret)
@@ -1722,6 +1728,7 @@ static int teardown(void **state)
     timer_release(&commit_timer);
     violations = doubts = fail_percent = 0;
     from_start = commits_hang = false;
+    merged = NULL;
     span_ms = 0;
     room_bytes = most_room = 0;
     rows_model = (struct rows_faults){0};
@@ -2078,6 +2085,65 @@ static void test_lost_position(void **state)
 }
 
 /* The user was told what is missing and resumed all the same. */
+static void until_fatal(const char *text)
+{
+    uint64_t limit = clock_mono_ms() + 3000;
+
+    while (!is_fatal && clock_mono_ms() < limit)
+        loop_once(loop, false);
+    assert_true(is_fatal);
+    if (!strstr(fatal_text, text))
+        fail_msg("%s instead of %s", fatal_text, text);
+}
+
+/* Two collections of the source with one name on the target are never merged: the task stops, until one is gone. */
+static void test_two_with_one_name(void **state)
+{
+    struct model_coll *one, *two;
+    uint64_t limit = clock_mono_ms() + 3000;
+
+    (void)state;
+    rnd_state = 9;
+    merged = "m";
+    one = coll_create("one", 1, 0, true);
+    write_tick();
+    start_and_wait();
+    write_insert(one, 0, 1, next_tt());
+    write_tick();
+    two = coll_create("two", 1, 1, false);
+    write_insert(two, 0, 2, next_tt());
+    write_tick();
+    until_fatal("default.one and default.two would both be default.m on the target");
+    task_crash();
+    task_make(); /* resumed too early: the same */
+    until_fatal("default.one and default.two");
+    task_crash();
+    coll_drop(two, true);
+    task_make();
+    write_insert(one, 0, 3, next_tt());
+    while (target_value(t_by_name("m"), 0, 3) != one->keys[0][3].value && clock_mono_ms() < limit) {
+        write_tick();
+        spin(5);
+    }
+    assert_true(target_value(t_by_name("m"), 0, 1) == one->keys[0][1].value);
+    assert_true(target_value(t_by_name("m"), 0, 3) == one->keys[0][3].value);
+    assert_int_equal(target_value(t_by_name("m"), 0, 2), 0);
+}
+
+/* Both are there when the task is made: it does not begin. */
+static void test_two_with_one_name_at_the_start(void **state)
+{
+    (void)state;
+    rnd_state = 10;
+    merged = "m";
+    coll_create("one", 1, 0, true);
+    coll_create("two", 1, 1, true);
+    write_tick();
+    task_make();
+    until_fatal("default.one and default.two would both be default.m on the target");
+    assert_false(is_started);
+}
+
 static void test_accepted_gap(void **state)
 {
     uint64_t limit = clock_mono_ms() + 3000;
@@ -3138,6 +3204,8 @@ int main(void)
         T(test_name_reused_before_drop_message),
         T(test_drop_while_down),
         T(test_lost_position),
+        T(test_two_with_one_name),
+        T(test_two_with_one_name_at_the_start),
         T(test_accepted_gap),
         T(test_wrong_queue),
         T(test_dropped_while_it_was_made),
