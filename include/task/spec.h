@@ -27,6 +27,7 @@ struct spec_collection {
     bool use_start_position;
     struct spec_position *positions;
     size_t n_positions;
+    int64_t id; /* of the collection whose positions they are */
 };
 
 struct spec_mapping {
@@ -51,6 +52,8 @@ enum spec_start {
     SPEC_NOW,      /* what is written from then on */
     SPEC_EARLIEST, /* all that their log still has */
     SPEC_SNAPSHOT, /* their rows, read through the source's API, then what was written since */
+    SPEC_TIME,     /* what was written after start_tt */
+    SPEC_BACKUP,   /* what was written since a backup; all of the collections that it does not have */
 };
 
 struct task_spec {
@@ -63,10 +66,14 @@ struct task_spec {
     enum spec_mode mode;
     char *mode_reason; /* why, for people; NULL: not probed */
     enum spec_start start;
+    uint64_t start_tt;
     bool load_for_snapshot;
+    bool accept_gap; /* of what the start needs, some may be gone from the queue */
     /* selection */
     struct spec_collection *collections;
     size_t n_collections;
+    struct spec_collection *backup; /* selected ones that the backup has, by name */
+    size_t n_backup;
     struct spec_mapping *mappings;
     size_t n_mappings;
     /* rpc_channel_info.position: where the replicate channel is read from */
@@ -108,6 +115,10 @@ struct task_spec *spec_from_request(const json_t *request_data, const struct spe
  * other one.
  */
 int spec_choose_mode(struct task_spec *s, bool standby, const char *version, struct err *err);
+/* Does the user say at which message a collection, or the replicate channel, begins? */
+bool spec_has_positions(const struct task_spec *s);
+/* The position given for a virtual channel, or NULL. */
+const struct spec_position *spec_find_position(const struct task_spec *s, const char *vchannel);
 /* "auto", "standby", "portable". */
 const char *spec_mode_name(enum spec_mode m);
 /* From what spec_to_store_json() wrote. */

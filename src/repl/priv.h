@@ -560,6 +560,26 @@ struct join_topic {
     struct wal_pos last;
 };
 
+/* ---- is it still there? (kept.c) ----------------------------------------------------------- */
+
+/* A question to the queue at the first start: does it still have a message, or what is the first that it has? */
+struct kept {
+    LIST_ENTRY(kept) entry;
+    struct repl_task *task;
+    char *topic, *what;        /* what: for the text, NULL for the first one */
+    struct wal_pos pos;        /* NONE: the first one is asked for */
+    struct wal_reader *reader;
+    bool asked, known;
+    struct wal_pos first;      /* the answer, and a time at or above which all that was written then is there */
+    uint64_t first_tt;
+};
+/* Asks for each place once. Where it is gone, the task does not start: the text begins with what. */
+void kept_place(struct repl_task *t, const char *topic, struct wal_pos pos, const char *what);
+struct kept *kept_first(struct repl_task *t, const char *topic);
+/* False: answers are to come, start_step() follows. */
+bool kept_known(struct repl_task *t);
+void kept_free(struct repl_task *t);
+
 struct repl_task {
     struct repl_task_options o; /* strings copied */
     struct loop *loop;
@@ -590,6 +610,7 @@ struct repl_task {
     bool stop_stored, ckpt_storing;
     char *catalog_trouble, *start_trouble;
     struct join_topic *topics;
+    LIST_HEAD(, kept) kept;
     struct repl_ckpt *loaded;   /* checkpoints that no link has taken yet */
     size_t n_loaded;
     char trouble_text[1200];

@@ -83,7 +83,8 @@ static const struct field create_fields[] = {
     {"positions", FIELD_OBJECT, NULL}, /* an old form, refused */
     {"keep_queryable", FIELD_BOOL, NULL}, /* ours */
     {"mode", FIELD_STRING, NULL},
-    {"start", FIELD_STRING, NULL},
+    {"start", FIELD_ANY, NULL},
+    {"accept_gap", FIELD_BOOL, NULL},
     {"load_for_snapshot", FIELD_BOOL, NULL},
     {"exclude", FIELD_STRINGS, NULL},
     {0},
@@ -130,11 +131,14 @@ void spec_free(struct task_spec *s)
         return;
     for (size_t i = 0; i < s->n_collections; i++)
         collection_release(&s->collections[i]);
+    for (size_t i = 0; i < s->n_backup; i++)
+        collection_release(&s->backup[i]);
     for (size_t i = 0; i < s->n_mappings; i++)
         mapping_release(&s->mappings[i]);
     for (size_t i = 0; i < s->n_exclude; i++)
         spec_exclusion_release(&s->exclude[i]);
     free(s->collections);
+    free(s->backup);
     free(s->mappings);
     free(s->exclude);
     free(s->made_name);
@@ -166,7 +170,7 @@ static int check_task_id(const char *id, struct err *err)
 static int check_rpc(struct task_spec *s, const json_t *req, const struct spec_limits *limits,
                      struct err *err)
 {
-    const json_t *rpc = json_object_get(req, "rpc_channel_info");
+    const json_t *rpc = spec_rpc_info(req);
     const char *name = field_str(rpc, "name"), *position = field_str(rpc, "position");
     const char *want = limits ? limits->replicate_chan : NULL;
     char *channel = NULL;
@@ -202,13 +206,15 @@ static int check_extra(const json_t *req, struct err *err)
 }
 
 /* In the order of the table of errors in control-api.md 2.1. */
-static int check_all(struct task_spec *s, const json_t *req, const struct spec_limits *limits,
+static int check_all(struct task_spec *s, json_t *req, const struct spec_limits *limits,
                      struct err *err)
 {
     int rc = spec_check_target(s, req, err);
 
     if (rc == 0)
-        rc = spec_check_mode(s, req, limits, err);
+        rc = spec_check_mode(s, req, err);
+    if (rc == 0)
+        rc = spec_check_start(s, req, limits, err);
     if (rc == 0)
         rc = spec_check_selection(s, req, limits, err);
     if (rc == 0)
@@ -217,6 +223,8 @@ static int check_all(struct task_spec *s, const json_t *req, const struct spec_l
         rc = check_rpc(s, req, limits, err);
     if (rc == 0)
         rc = spec_check_mapping(s, req, limits, err);
+    if (rc == 0)
+        rc = spec_check_backup(s, req, err);
     if (rc == 0)
         rc = check_extra(req, err);
     if (rc == 0)
@@ -350,7 +358,8 @@ json_t *spec_public_json(const struct task_spec *s)
     const json_t *infos = json_object_get(s->request, "collection_infos");
     json_t *dbs = json_object_get(s->request, "db_collections");
 
-    return json_pack("{s:s, s:s, s:o, s:{s:s, s:s, s:b, s:{}}, s:o, s:o}", "mode",
+    return json_pack("{s:o*, s:O*, s:s, s:s, s:o, s:{s:s, s:s, s:b, s:{}}, s:o, s:o}", "start", spec_start_json(s), "exclude",
+                     json_object_get(s->request, "exclude"), "mode",
                      spec_mode_name(s->mode == SPEC_AUTO ? SPEC_STANDBY : s->mode), "mode_reason",
                      s->mode_reason ? s->mode_reason : "", "milvus_connect_param",
                      public_milvus(json_object_get(s->request, "milvus_connect_param")),

@@ -10,7 +10,8 @@
 #include <stdint.h>
 #include <jansson.h>
 
-struct err;
+#include "base/err.h"
+
 struct spec_collection;
 struct spec_exclusion;
 struct spec_limits;
@@ -21,8 +22,18 @@ struct task_spec;
 /* spec_target.c: address, login, certificates, time limit; and the refusal of Kafka. */
 int spec_check_target(struct task_spec *s, const json_t *req, struct err *err);
 
-/* spec_mode.c */
-int spec_check_mode(struct task_spec *s, const json_t *req, const struct spec_limits *limits, struct err *err);
+/* spec_mode.c, spec_start.c */
+int spec_check_mode(struct task_spec *s, const json_t *req, struct err *err);
+int spec_check_start(struct task_spec *s, const json_t *req, const struct spec_limits *limits, struct err *err);
+/* The reason why a standby takes no snapshot, and what to do. */
+int spec_refuse_snapshot(enum err_code code, struct err *err);
+/* Shows where the task starts; NULL: now. */
+json_t *spec_start_json(const struct task_spec *s);
+
+/* spec_backup.c: positions as milvus-backup exports them. Leaves in the request only what is needed. */
+int spec_check_backup(struct task_spec *s, json_t *req, struct err *err);
+/* rpc_channel_info of the request, else of the backup. */
+const json_t *spec_rpc_info(const json_t *req);
 
 /* spec_select.c: what is replicated. limits NULL: a stored request, checked when it came. */
 int spec_check_selection(struct task_spec *s, const json_t *req, const struct spec_limits *limits,
@@ -60,4 +71,6 @@ int spec_parse_vchannel(struct spec_position *p, const char *key, int64_t *ret_c
 int spec_parse_position(const char *text, uint8_t *ret_id, size_t *ret_len, uint64_t *ret_tt,
                         char **ret_channel, struct err *err);
 void spec_position_release(struct spec_position *p);
+/* Positions of one collection, with its id: an object of base64 texts by virtual channel. */
+int spec_add_positions(struct spec_collection *c, const json_t *positions, struct err *err);
 #endif

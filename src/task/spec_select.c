@@ -8,52 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int add_position(struct spec_collection *c, const char *key, const char *value,
-                        int64_t *collection_id, struct err *err)
-{
-    struct spec_position *p = &c->positions[c->n_positions];
-    char *channel = NULL;
-    int64_t id;
-    int rc = spec_parse_vchannel(p, key, &id, err);
-
-    if (rc != 0)
-        return rc;
-    c->n_positions++;
-    if (*collection_id >= 0 && id != *collection_id)
-        return err_set(err, ERR_INVALID, ERRC_USER,
-                       "the positions of %s belong to two collections, %" PRId64 " and %" PRId64,
-                       c->name, *collection_id, id);
-    *collection_id = id;
-    rc = spec_parse_position(value, p->id, &p->id_len, &p->tt, &channel, err);
-    if (rc != 0)
-        (void)err_wrap(err, "%s", key); /* rc is its code */
-    else if (channel && strcmp(channel, p->vchannel) != 0 && strcmp(channel, p->pchannel) != 0)
-        rc = err_set(err, ERR_INVALID, ERRC_USER, "the position for %s is of another channel, %s",
-                     key, channel);
-    free(channel);
-    return rc;
-}
-
-static int add_positions(struct spec_collection *c, const json_t *positions, struct err *err)
-{
-    int64_t collection_id = -1;
-    const char *key;
-    json_t *value;
-    int rc = 0;
-
-    if (json_object_size(positions) == 0)
-        return 0;
-    if (spec_is_pattern(c->name) || spec_is_pattern(c->db))
-        return err_set(err, ERR_INVALID, ERRC_USER, "%s.%s: a pattern with a `*` cannot have positions", c->db, c->name);
-    c->positions = xcalloc(json_object_size(positions), sizeof(*c->positions));
-    json_object_foreach((json_t *)(uintptr_t)positions, key, value) {
-        rc = add_position(c, key, json_string_value(value), &collection_id, err);
-        if (rc != 0)
-            break;
-    }
-    return rc;
-}
-
 /* The same collection twice, by name or through `*`, in one request. */
 static int check_duplicate(const struct task_spec *s, const struct spec_collection *c,
                            struct err *err)
@@ -95,7 +49,11 @@ static int add_collection(struct task_spec *s, const char *db, const json_t *inf
     if (rc != 0)
         return strchr(name, '.') ? err_wrap(err, "%.200s", name) : rc;
     rc = check_duplicate(s, c, err);
-    return rc == 0 ? add_positions(c, json_object_get(info, "positions"), err) : rc;
+    if (rc || json_object_size(json_object_get(info, "positions")) == 0)
+        return rc;
+    if (spec_is_pattern(c->name) || spec_is_pattern(c->db))
+        return err_set(err, ERR_INVALID, ERRC_USER, "%s.%s: a pattern with a `*` cannot have positions", c->db, c->name);
+    return spec_add_positions(c, json_object_get(info, "positions"), err);
 }
 
 static int add_list(struct task_spec *s, const char *db, const json_t *infos,

@@ -5,23 +5,8 @@ import secrets
 import pytest
 from pymilvus import Collection, CollectionSchema, DataType, FieldSchema, utility
 
-from conftest import FOLDER
-from compare import Side
-from servers import ROOT, ApiError, Cdc, Milvus, wait_for
+from servers import ROOT, ApiError, Cdc, wait_for
 from test_group import Group
-
-
-@pytest.fixture(scope="module")
-def ordinary(pair):
-    m = Milvus("ordinary", FOLDER / "snapshot-target", etcd=pair.etcd.address, channels=2).start()
-    yield m
-    m.kill()
-
-
-@pytest.fixture
-def to(lab, ordinary):
-    lab.target = Side("target", ordinary.address, portable=True)
-    return lab
 
 
 def copied(cdc, task):

@@ -888,7 +888,7 @@ static void start_is_checked(void **state)
     (void)state;
     refused_start(TO_H ",'start':'snapshot'}", false, "sourceConfig.milvus.uri");
     refused_start(TO_H ",'start':'snapshot','mode':'standby'}", true, "milvus-backup");
-    refused_start(TO_H ",'start':'tomorrow'}", true, "allowed are now, earliest and snapshot");
+    refused_start(TO_H ",'start':'tomorrow'}", true, "start is tomorrow, allowed are now, earliest, snapshot, a time (");
     refused_start(TO_H ",'load_for_snapshot':true}", true, "start is not snapshot");
     refused_start(TO_H ",'mode':'fast'}", true, "allowed are auto, standby and portable");
     l.source_readable = true;
