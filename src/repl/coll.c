@@ -420,6 +420,8 @@ static void link_shards(struct coll *c)
             continue;
         sh->link = stream_link(sh->stream, sh->dst_pchannel);
         sh->link->n_shards++;
+        if (sh->skip_tt && !sh->linked_before)
+            link_after_restore(sh->link);
         link_doubt(sh->link, copy_doubt(c, i));
         link_fill_ckpt(sh->link, &ck);
         s->ops->put_ckpt(b, &ck);

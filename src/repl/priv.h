@@ -143,6 +143,9 @@ void link_fill_ckpt(const struct link *l, struct repl_ckpt *ret);
 bool link_has(const struct link *l, struct wal_pos pos, uint64_t tt);
 /* After link_reset(), when nothing of it is in flight any more: what was sent and not confirmed is in doubt. */
 void link_restart(struct link *l);
+/* A standby was given rows by other means: their times are its own. What lies before now gets times above, or a Delete of
+ * such a row would have no effect. */
+void link_after_restore(struct link *l);
 /* Messages up to pos may be on the target already. */
 void link_doubt(struct link *l, struct wal_pos pos);
 struct item *item_new(enum item_kind kind, struct link *l);
