@@ -599,14 +599,15 @@ int coll_conflict(const struct coll *c, const struct coll *other, struct err *er
 {
     return err_set(err, ERR_STATE, ERRC_USER,
                    "the source's collections %s.%s and %s.%s would both be %s.%s on the target, and two are never merged "
-                   "(are they mapped to one name, or was one renamed?). Drop or rename one of them on the source and resume the "
+                   "(are they mapped to one name, or was one renamed?)%s%s. Drop or rename one of them on the source and resume the "
                    "task, or create it anew with another name_mapping or an exclusion",
-                   other->db, other->name, c->db, c->name, c->dst_db, c->dst_name);
+                   other->db, other->name, c->db, c->name, c->dst_db, c->dst_name,
+                   other->task == c->task ? "" : "; the first is of task ", other->task == c->task ? "" : other->task->o.id);
 }
 
 static void map_kick(struct coll *c)
 {
-    struct coll *other = task_name_taken(c->task, c->dst_db, c->dst_name, c);
+    struct coll *other = task_name_taken(c->task, c);
     bool conflict;
     struct err err;
 
@@ -614,6 +615,8 @@ static void map_kick(struct coll *c)
     if (other)
         (void)ask_source(other);
     conflict = other && !other->src_dropping && other->state != COLL_DROPPING;
+    if (!other && !c->dst_id && (other = hub_name_taken(c->task->o.hub, c)))
+        conflict = true; /* another task drops its own: then this one may be resumed */
     if (c->src_dropping && !c->dst_id && (!c->may_exist || conflict)) {
         coll_forget(c); /* came and went before it was made on the target */
         return;

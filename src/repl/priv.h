@@ -246,6 +246,7 @@ struct repl_hub {
     unsigned far_ms;
     struct repl_budget *budget;
     struct tchan *tchans;
+    LIST_HEAD(, repl_task) tasks; /* that run */
     int64_t msg_id_seq;        /* ids for messages that we make or repeat */
     uint64_t confirmed;        /* requests */
 };
@@ -585,6 +586,7 @@ void kept_free(struct repl_task *t);
 
 struct repl_task {
     struct repl_task_options o; /* strings copied */
+    LIST_ENTRY(repl_task) of_hub;
     struct loop *loop;
     enum run_state state;
     struct stream *streams;
@@ -632,8 +634,10 @@ bool task_ignores(const struct repl_task *t, int64_t id);
 void task_ignore(struct repl_task *t, int64_t id);
 /* Asks etcd for proof of what exists; when answered every stalled stream is kicked. */
 void task_sync(struct repl_task *t);
-/* A collection of the task whose target name is db.name and that is not gone, other than except. */
-struct coll *task_name_taken(struct repl_task *t, const char *db, const char *name, const struct coll *except);
+/* The older collection of the task that has, or will have, c's name on the target. */
+struct coll *task_name_taken(struct repl_task *t, const struct coll *c);
+/* The collection of another task that has it. */
+struct coll *hub_name_taken(const struct repl_hub *h, const struct coll *c);
 /* A name or a fact became free: collections that wait for it try again. */
 void task_kick_waiting(struct repl_task *t);
 /* The stored checkpoint of a link, once (the link takes it). False: none. */

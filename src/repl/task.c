@@ -129,13 +129,30 @@ void task_ignore(struct repl_task *t, int64_t id)
     t->n_ignored++;
 }
 
-struct coll *task_name_taken(struct repl_task *t, const char *db, const char *name, const struct coll *except)
+static bool same_target(const struct coll *a, const struct coll *b)
 {
-    struct coll *c;
+    return strcmp(a->dst_name, b->dst_name) == 0 && strcmp(a->dst_db, b->dst_db) == 0;
+}
 
-    for (c = t->colls; c; c = c->hh.next)
-        if (c != except && c->id < except->id && strcmp(c->dst_name, name) == 0 && strcmp(c->dst_db, db) == 0)
-            return c;
+struct coll *task_name_taken(struct repl_task *t, const struct coll *c)
+{
+    struct coll *o;
+
+    for (o = t->colls; o; o = o->hh.next)
+        if (o->id < c->id && same_target(o, c))
+            return o;
+    return NULL;
+}
+
+struct coll *hub_name_taken(const struct repl_hub *h, const struct coll *c)
+{
+    struct repl_task *t;
+    struct coll *o;
+
+    LIST_FOREACH(t, &h->tasks, of_hub)
+        for (o = t == c->task ? NULL : t->colls; o; o = o->hh.next)
+            if (o->dst_id && same_target(o, c))
+                return o;
     return NULL;
 }
 
@@ -573,7 +590,9 @@ static void join_existing(struct repl_task *t, const struct src_collection *sc, 
     for (size_t i = 0; i < sc->n_shards && ok; i++)
         ok = join_place(t, sc, i, m, &joins[i]) == 0;
     c = ok ? coll_new(t, sc, m, joins) : NULL;
-    other = c ? task_name_taken(t, c->dst_db, c->dst_name, c) : NULL;
+    other = c ? task_name_taken(t, c) : NULL;
+    if (c && !other)
+        other = hub_name_taken(t->o.hub, c);
     if (other) {
         coll_conflict(c, other, &err);
         task_fatal(t, &err);
@@ -977,6 +996,7 @@ struct repl_task *repl_task_new(const struct repl_task_options *o)
     timer_init(&t->kick_timer, t->loop, LOOP_PRIO_NORMAL, on_kick_timer, t);
     timer_init(&t->fatal_timer, t->loop, LOOP_PRIO_NORMAL, on_fatal_timer, t);
     t->ops = ops_new(t);
+    LIST_INSERT_HEAD(&t->o.hub->tasks, t, of_hub);
     return t;
 }
 
@@ -1017,6 +1037,7 @@ void repl_task_free(struct repl_task *t)
     free(t->loaded);
     free(t->catalog_trouble);
     free(t->start_trouble);
+    LIST_REMOVE(t, of_hub);
     repl_hub_unref(t->o.hub);
     free((char *)t->o.id);
     free((char *)t->o.replicate_chan);

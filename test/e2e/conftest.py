@@ -255,6 +255,15 @@ def to(lab, ordinary):
     return lab
 
 
+@pytest.fixture(params=["standby", "portable"])
+def target(request, pair):
+    """The lab's target in each mode."""
+    if request.param == "standby":
+        return pair.target
+    request.getfixturevalue("to")
+    return request.getfixturevalue("ordinary")
+
+
 class Writer:
     """Inserts into a table until stopped; what the source refuses while it is down is tried again with new keys."""
 

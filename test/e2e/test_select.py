@@ -6,15 +6,6 @@ import pytest
 from servers import ApiError, wait_for
 
 
-@pytest.fixture(params=["standby", "portable"])
-def target(request, pair):
-    """The lab's target in each mode."""
-    if request.param == "standby":
-        return pair.target
-    request.getfixturevalue("to")
-    return request.getfixturevalue("ordinary")
-
-
 def same_rows(lab, cdc, task, table, database, target_database, target_name):
     """The table, which is loaded on both sides, has the same rows under its name on the target."""
     cdc.wait_caught_up(task)
@@ -106,6 +97,26 @@ def test_two_with_one_name_are_not_merged(lab, target, cdc):
     second.make()
     with pytest.raises(ApiError, match="never merged"):
         lab.create(cdc, [one + ".*", two + ".*"], target=target, name_mapping=mapping)
+
+
+def test_two_tasks_with_one_name_are_not_merged(lab, cdc):
+    one, two = lab.database("one"), lab.database("two")
+    both = lab.name("both")
+    lab.made.append((both, ""))
+    first, second = [lab.create(cdc, [d + ".*"], name_mapping=[{"source_db": d, "target_db": both}]) for d in (one, two)]
+    a = lab.table("a", database=one)
+    a.put(10)
+    same_rows(lab, cdc, first, a, one, both, a.name)
+    b = lab.table("a", database=two, loaded=False)
+    reason = wait_for("a reason", lambda: cdc.task(second)["state"] == "Paused" and cdc.task(second)["reason"], 60)
+    assert "never merged" in reason and f"the first is of task {first}" in reason
+    cdc.api("delete", task_id=second)
+    with pytest.raises(ApiError, match="never merged"):
+        lab.create(cdc, [two + ".*"], name_mapping=[{"source_db": two, "target_db": both}])
+    b.drop()
+    a.put(10)
+    same_rows(lab, cdc, first, a, one, both, a.name)
+    assert cdc.task(first)["state"] == "Running" and lab.target.count(a.name, both) == 20
 
 
 def resumed(cdc, task):

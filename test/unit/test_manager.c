@@ -323,13 +323,6 @@ static void c_unsubscribe(struct catalog *c, void *handle)
     cat_forget(handle);
 }
 
-static const struct src_collection *c_none(struct catalog *c, int64_t id)
-{
-    (void)c;
-    (void)id;
-    return NULL;
-}
-
 static struct src_collection *source; /* what is there when somebody asks */
 static size_t n_source;
 static bool catalog_is_ready = true;
@@ -341,6 +334,13 @@ static const struct src_collection *c_next(struct catalog *c, int64_t after)
         if (source[i].id > after)
             return &source[i];
     return NULL;
+}
+
+static const struct src_collection *c_get(struct catalog *c, int64_t id)
+{
+    const struct src_collection *sc = c_next(c, id - 1);
+
+    return sc && sc->id == id ? sc : NULL;
 }
 
 static bool c_ready(const struct catalog *c)
@@ -367,7 +367,7 @@ static void c_sync_cancel(struct catalog *c, void *arg)
     }
 }
 
-static const struct catalog_ops c_ops = {c_subscribe, c_unsubscribe, c_none, c_next, c_sync, c_sync_cancel, c_ready};
+static const struct catalog_ops c_ops = {c_subscribe, c_unsubscribe, c_get, c_next, c_sync, c_sync_cancel, c_ready};
 static struct catalog catalog = {&c_ops};
 
 /* ---- manager ------------------------------------------------------------------------------------------------ */
@@ -666,6 +666,38 @@ static void test_create_makes_a_running_task(void **state)
     json_decref(o);
     assert_null(manager_task_json(mgr, "t3"));
     assert_null(manager_task_json(mgr, NULL));
+}
+
+static struct reply create_from_backup(const char *coll, const char *channels)
+{
+    char more[300];
+
+    snprintf(more, sizeof(more), ",'start':{'backup':{'infos':[{'collection_name':'%s','channel_checkpoints':{%s}}]}}", coll,
+             channels);
+    return create_with("t1", coll, more);
+}
+
+/* Before anything is asked of the queue. */
+static void test_given_positions_must_fit(void **state)
+{
+    static const char both[] = "'p_7v0':'CgFwEgEB','q_7v1':'CgFxEgEB'";
+    struct src_shard shards[] = {{.vchannel = (char *)"p_7v0", .pchannel = (char *)"p"},
+                                 {.vchannel = (char *)"q_7v1", .pchannel = (char *)"q"}};
+    struct src_collection list[] = {{.id = 7, .db_name = (char *)"default", .name = (char *)"a", .state = SRC_ALIVE,
+                                     .shards = shards, .n_shards = 2},
+                                    {.id = 8, .db_name = (char *)"default", .name = (char *)"gone", .state = SRC_DROPPING}};
+
+    (void)state;
+    source = list;
+    n_source = 2;
+    bad(create_from_backup("a", "'p_9v0':'CgFwEgEB'"), ERR_INVALID, "id 9, which the source does not have");
+    bad(create_from_backup("gone", "'p_8v0':'CgFwEgEB'"), ERR_INVALID, "id 8, which the source does not have");
+    bad(create_from_backup("b", both), ERR_INVALID, "default.b are of the collection with the id 7, which is default.a");
+    bad(create_from_backup("a", "'p_7v0':'CgFwEgEB'"), ERR_INVALID, "the positions of default.a lack its channel q_7v1");
+    bad(create_from_backup("a", "'p_7v0':'CgFwEgEB','p_7v1':'CgFwEgEB'"), ERR_INVALID,
+        "have the channel p_7v1, which is none of its");
+    assert_null(manager_task_json(mgr, "t1"));
+    n_source = 0;
 }
 
 static void test_matches_are_shown(void **state)
@@ -1494,6 +1526,7 @@ int main(void)
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(test_create_makes_a_running_task),
+        T(test_given_positions_must_fit),
         T(test_matches_are_shown),
         T(test_a_task_without_an_id_gets_one),
         T(test_a_task_shows_only_once_it_is_stored),

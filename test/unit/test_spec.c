@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "base/base64.h"
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/mem.h"
 #include "base/pbwire.h"
@@ -902,12 +903,102 @@ static void start_is_checked(void **state)
     json_decref(o);
 }
 
+static void start_is_a_time(void **state)
+{
+    static const struct {
+        const char *start;
+        uint64_t tt;
+    } cases[] = {
+        {"'2023-11-14T22:13:20Z'", UINT64_C(1700000000000) << TT_LOGICAL_BITS},
+        {"'2023-11-14T23:13:20.25+01:00'", UINT64_C(1700000000250) << TT_LOGICAL_BITS},
+        {"1700000000000", UINT64_C(1700000000000) << TT_LOGICAL_BITS},
+        {"445644800000000007", UINT64_C(445644800000000007)},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        char *text = xasprintf(TO_H ",'accept_gap':true,'start':%s}", cases[i].start), *json;
+        struct task_spec *s = good(text), *l;
+        struct err err = {0};
+        json_t *o = spec_public_json(s);
+
+        assert_int_equal(s->start, SPEC_TIME);
+        assert_true(s->accept_gap && s->start_tt == cases[i].tt && !spec_has_positions(s));
+        assert_int_equal(strncmp(json_string_value(json_object_get(o, "start")), "2023-11-14T22:13:20.", 20), 0);
+        json = spec_to_store_json(s);
+        l = spec_from_store("t", json, &err);
+        assert_non_null(l);
+        assert_true(l->start == SPEC_TIME && l->start_tt == cases[i].tt);
+        json_decref(o);
+        spec_free(l);
+        free(json);
+        spec_free(s);
+        free(text);
+    }
+    refused_start(TO_H ",'start':'2100-01-01T00:00:00Z'}", true, "start is 2100-01-01T00:00:00.000Z, which is in the future");
+    refused_start(TO_H ",'start':-5}", true, "start is -5");
+    refused_start(TO_H ",'start':0}", true, "start is 0");
+    refused_start(TO_H ",'start':1.5}", true, "start must be a string, an integer, or an object with backup");
+    refused_start(TO_H ",'start':{}}", true, "start must be a string");
+    refused_start(TO_H ",'start':{'backup':'x'}}", true, "start must be a string");
+}
+
+/* CgFwEgEB: channel p, id 01; CgFwEgECIAk=: id 02, time 9. */
+#define CHECKPOINTS "'channel_checkpoints':{'p_7v0':'CgFwEgEB','p_7v1':'CgFwEgECIAk='}"
+
+static void a_backup_has_positions(void **state)
+{
+    static const char *const forms[] = {
+        "{'collection_backups':[{'collection_name':'x','db_name':'d'},{'collection_name':'a'," CHECKPOINTS ",'partition_backups':[{}]}]}",
+        "{'infos':[{'collection_name':'a','db_name':'default'," CHECKPOINTS "}]}",
+        "{'code':0,'data':{'collection_backups':[{'collection_name':'a','db_name':''," CHECKPOINTS "}]}}",
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(forms) / sizeof(*forms); i++) {
+        char *text = xasprintf("{" URI "," ONE ",'start':{'backup':%s}}", forms[i]), *json;
+        struct task_spec *s = good(text), *l;
+        struct err err = {0};
+
+        json = spec_to_store_json(s);
+        assert_null(strstr(json, "partition_backups"));
+        l = spec_from_store("t", json, &err);
+        assert_non_null(l);
+        assert_int_equal(l->start, SPEC_BACKUP);
+        assert_int_equal(l->n_backup, 1);
+        assert_int_equal(l->backup[0].id, 7);
+        assert_string_equal(l->backup[0].db, "default");
+        assert_true(spec_has_positions(l));
+        assert_true(spec_find_position(l, "p_7v1")->tt == 9 && spec_find_position(l, "p_7v1")->id[0] == 2);
+        assert_null(spec_find_position(l, "p_7v2"));
+        spec_free(l);
+        spec_free(s);
+        free(json);
+        free(text);
+    }
+    refused(WITH("'start':{'backup':{'infos':[{'collection_name':'b'," CHECKPOINTS "}]}}"), ERR_INVALID,
+            "the backup has none of the selected collections");
+    refused(WITH("'start':{'backup':{'infos':[{'collection_name':'a'}]}}"), ERR_INVALID,
+            "the backup of default.a has no channel_checkpoints");
+    refused(WITH("'start':{'backup':{'infos':[{'collection_name':'a','channel_checkpoints':{'p_7v0':7}}]}}"), ERR_INVALID,
+            "the backup of default.a has no channel_checkpoints");
+    refused(WITH("'start':{'backup':{'infos':[{'collection_name':'a','channel_checkpoints':{'p':''}}]}}"), ERR_INVALID,
+            "the backup of default.a: the position key p is not a virtual channel");
+    refused(SELECT("'collection_infos':[{'name':'a','positions':{'p_1v0':'CgFwEgEB'}}],'start':{'backup':{'infos':["
+                   "{'collection_name':'a'," CHECKPOINTS "}]}}"),
+            ERR_INVALID, "default.a has positions, and start has a backup of it");
+    refused(WITH("'start':{'backup':{'infos':[{'collection_name':'a'," CHECKPOINTS "}],'rpc_channel_info':{'name':'other'}}}"),
+            ERR_INVALID, "rpc_channel_info.name is other");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_error_has_its_code),
         cmocka_unit_test(mode_is_chosen_once_and_kept),
         cmocka_unit_test(start_is_checked),
+        cmocka_unit_test(start_is_a_time),
+        cmocka_unit_test(a_backup_has_positions),
         cmocka_unit_test(errors_come_in_the_documented_order),
         cmocka_unit_test(errors_never_show_a_secret),
         cmocka_unit_test(address_is_built_as_documented),
