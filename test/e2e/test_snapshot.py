@@ -200,5 +200,5 @@ def test_refusals(to, pair, ordinary):
     other = to.cdc()
     with pytest.raises(ApiError, match="needs an ordinary Milvus as the target.*milvus-backup"):
         to.create(other, [t.name], start="snapshot")
-    with pytest.raises(ApiError, match="allowed are now, earliest and snapshot"):
+    with pytest.raises(ApiError, match="allowed are now, earliest, snapshot, a time"):
         to.create(other, [t.name], target=ordinary, start="yesterday")
