@@ -25,7 +25,6 @@ struct etcd_client;
 struct catalog *catalog_open(struct loop *l, struct etcd_client *etcd, const char *root_path, const char *meta_subpath);
 /* Also from its own callbacks. Subscriptions and syncs end without completion. NULL is allowed. */
 void catalog_close(struct catalog *c);
-bool catalog_ready(const struct catalog *c);
 
 /*
  * The schema as the public API wants it in CreateCollection: an encoded schema.CollectionSchema with the user fields

@@ -189,6 +189,8 @@ struct catalog_ops {
      * linearizable read compared with what is known), so "unknown" is then a proof. */
     void (*sync)(struct catalog *c, catalog_sync_fn done, void *arg);
     void (*sync_cancel)(struct catalog *c, void *arg);
+    /* Has it held everything that etcd had at some moment? */
+    bool (*ready)(const struct catalog *c);
 };
 struct catalog {
     const struct catalog_ops *ops;

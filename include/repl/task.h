@@ -32,6 +32,8 @@ struct repl_selection {
     /* A position that the user gave for this vchannel: id as in MsgPosition.msgID, rows up to tt are skipped. */
     bool (*position)(void *ctx, const char *vchannel, const uint8_t **ret_id, size_t *ret_id_len,
                      uint64_t *ret_tt);
+    /* Do the given positions fit to what the source has? Before the first start; USER errors. NULL: none are given. */
+    int (*check)(void *ctx, struct catalog *c, struct err *err);
 };
 
 /* Bytes of pages that the copies of existing rows hold or have asked for, of the whole process: room is taken before a page
@@ -61,6 +63,9 @@ struct repl_task_options {
     const uint8_t *rpc_id;           /* rpc_channel_info.position, NULL: the end of the channel */
     size_t rpc_id_len;
     uint64_t rpc_tt;                 /* operations up to this time are skipped */
+    uint64_t start_tt;               /* of collections that exist already, what was written after this time; 0: see match */
+    bool strict_start;               /* the task does not start when the queue has removed something of what it would read:
+                                        behind start_tt, at a given position, at the beginning of a collection */
     unsigned span_ms;                /* so much source time is reserved ahead in the store, so that live rows go on for so
                                         long while it does not answer; 0: each request waits for its note */
     bool accept_gap;                 /* where a channel cannot be read on from its position, go on with the first

@@ -62,6 +62,9 @@ json_t *manager_task_json(struct manager *m, const char *task_id);
  * NULL without err: unknown. */
 typedef void (*manager_get_fn)(void *arg, const struct err *err, json_t *task /* borrowed */);
 void manager_get(struct manager *m, const char *task_id, manager_get_fn done, void *arg);
+/* Adds to it what the task's selection takes of the source's collections just now: "matches" (the first max of them) and
+ * "matches_total". Nothing while the source's metadata is not known. */
+void manager_add_matches(struct manager *m, const char *task_id, size_t max, json_t *task);
 /* Ids in order; *ret_n entries, borrowed until the next call into the manager. */
 const char *const *manager_task_ids(struct manager *m, size_t *ret_n);
 

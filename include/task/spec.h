@@ -20,18 +20,28 @@ struct spec_position { /* a position given by the user */
     uint64_t tt;                 /* rows with time <= tt are skipped; 0: none */
 };
 
+/* In a selection, each part is a name, or the beginning of names with a `*` behind it (alone: all). */
 struct spec_collection {
-    char *db;   /* "default", a name, or "*" (every database) */
-    char *name; /* a name or "*" */
+    char *db;
+    char *name;
     bool use_start_position;
     struct spec_position *positions;
     size_t n_positions;
+    int64_t id; /* of the collection whose positions they are */
 };
 
 struct spec_mapping {
     char *source_db, *target_db;
     size_t n; /* pairs; 0: every collection keeps its name */
-    char **source, **target;
+    char **source, **target; /* names, or the beginnings of names with a `*` behind each */
+};
+
+/* What the task does not take although it is selected. */
+struct spec_exclusion {
+    char *db, *name; /* as in spec_collection */
+    char **but;      /* "db.collection": of that it takes these all the same */
+    size_t n_but;
+    bool given;      /* by the user, in the request; else it is another task's */
 };
 
 /* How the target is written. AUTO: as it can be; only until it was probed (and in records of older versions: a standby). */
@@ -42,6 +52,8 @@ enum spec_start {
     SPEC_NOW,      /* what is written from then on */
     SPEC_EARLIEST, /* all that their log still has */
     SPEC_SNAPSHOT, /* their rows, read through the source's API, then what was written since */
+    SPEC_TIME,     /* what was written after start_tt */
+    SPEC_BACKUP,   /* what was written since a backup; all of the collections that it does not have */
 };
 
 struct task_spec {
@@ -54,10 +66,14 @@ struct task_spec {
     enum spec_mode mode;
     char *mode_reason; /* why, for people; NULL: not probed */
     enum spec_start start;
+    uint64_t start_tt;
     bool load_for_snapshot;
+    bool accept_gap; /* of what the start needs, some may be gone from the queue */
     /* selection */
     struct spec_collection *collections;
     size_t n_collections;
+    struct spec_collection *backup; /* selected ones that the backup has, by name */
+    size_t n_backup;
     struct spec_mapping *mappings;
     size_t n_mappings;
     /* rpc_channel_info.position: where the replicate channel is read from */
@@ -66,10 +82,10 @@ struct task_spec {
     uint64_t rpc_tt;
     bool disable_auto_start;
     bool keep_queryable;
-    /* Collections that other tasks for the same target had when this one was made: "db.collection", where both
-     * parts may be "*". Not taken by this task. */
-    char **exclude;
+    /* What the user excludes, and what other tasks for the same target had when this one was made. */
+    struct spec_exclusion *exclude;
     size_t n_exclude;
+    char *made_name; /* spec_matches(): a name that a pair of patterns made */
     /* The known fields of request_data as they came, under their documented names (without task_id), for the answers
      * and the registry; secrets inside. */
     json_t *request;
@@ -99,6 +115,10 @@ struct task_spec *spec_from_request(const json_t *request_data, const struct spe
  * other one.
  */
 int spec_choose_mode(struct task_spec *s, bool standby, const char *version, struct err *err);
+/* Does the user say at which message a collection, or the replicate channel, begins? */
+bool spec_has_positions(const struct task_spec *s);
+/* The position given for a virtual channel, or NULL. */
+const struct spec_position *spec_find_position(const struct task_spec *s, const char *vchannel);
 /* "auto", "standby", "portable". */
 const char *spec_mode_name(enum spec_mode m);
 /* From what spec_to_store_json() wrote. */
@@ -111,8 +131,8 @@ void spec_free(struct task_spec *s);
 json_t *spec_public_json(const struct task_spec *s);
 
 /* Does the task take this collection? If so, *ret (may be NULL) is the entry, and the target's names are stored
- * (borrowed from spec or from the arguments). */
-bool spec_matches(const struct task_spec *s, const char *db, const char *name, const struct spec_collection **ret,
+ * (borrowed from spec or from the arguments until the next call). */
+bool spec_matches(struct task_spec *s, const char *db, const char *name, const struct spec_collection **ret,
                   const char **ret_target_db, const char **ret_target_name);
 /* Does it take database operations of db? A selection of single collections in db does; so does "*". */
 bool spec_matches_db(const struct task_spec *s, const char *db, const char **ret_target_db);
@@ -122,6 +142,6 @@ bool spec_matches_db(const struct task_spec *s, const char *db, const char **ret
  * be made, after spec_add_exclusions(). Refused is what b covers whole, unless b itself excludes it. Caller frees.
  */
 char *spec_overlap(const struct task_spec *a, const struct task_spec *b);
-/* Excludes from a new task what it would share with an existing one (its `*` covers collections of that task). */
+/* Excludes from a new task what it would share with an existing one (its pattern covers collections of that task). */
 void spec_add_exclusions(struct task_spec *s, const struct task_spec *existing);
 #endif

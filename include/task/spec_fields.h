@@ -17,8 +17,10 @@ enum field_kind {
     FIELD_BOOL,
     FIELD_OBJECT,     /* with the fields of sub; sub NULL: anything */
     FIELD_LIST,       /* array of objects with the fields of sub */
+    FIELD_STRINGS,    /* array of strings */
     FIELD_STRING_MAP, /* object of strings */
     FIELD_LIST_MAP,   /* object of FIELD_LISTs */
+    FIELD_ANY,        /* whatever it is */
 };
 
 struct field { /* a table ends with a NULL name */

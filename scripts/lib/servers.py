@@ -336,6 +336,16 @@ class Milvus(Process):
             change(y)
         path.write_text(yaml.safe_dump(y))
 
+    def become_standby(self):
+        """An ordinary server that has data already, restarted as one that takes data from a replicator only."""
+        self.stop()
+        path = self.data / "configs" / "milvus.yaml"
+        y = yaml.safe_load(path.read_text())
+        y["common"]["ttMsgEnabled"] = False
+        path.write_text(yaml.safe_dump(y))
+        self.standby = True
+        return self.start()
+
     def start(self, timeout=180):
         self.begin()
         self.wait_ready(timeout)

@@ -14,6 +14,7 @@
 #include <string.h>
 
 enum { MAX_ECHO = 64 }; /* bytes of an unknown request type that are shown */
+enum { MATCHES_OF_GET = 100, MATCHES_OF_LIST = 10 }; /* collections that are named; all are counted */
 
 /* 400 is the client's fault, 503 the registry is away, 500 all else (manager.h). */
 static int api_code(const struct err *err)
@@ -177,6 +178,7 @@ static void on_get(void *arg, const struct err *err, json_t *task)
         return;
     }
     if (task) {
+        manager_add_matches(c->s->m, c->task_id, MATCHES_OF_GET, task);
         /* "Task" is what the documents of Milvus-CDC say, "task" what it sends. */
         call_ok(c, json_pack("{s:O, s:O}", "task", task, "Task", task));
         return;
@@ -235,8 +237,10 @@ static void on_list_refreshed(void *arg, const struct err *err)
     for (size_t i = 0; i < n; i++) {
         json_t *task = manager_task_json(c->s->m, copy[i]);
 
-        if (task)
+        if (task) {
+            manager_add_matches(c->s->m, copy[i], MATCHES_OF_LIST, task);
             json_array_append_new(tasks, task);
+        }
         free(copy[i]);
     }
     free(copy);

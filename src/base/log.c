@@ -1,3 +1,4 @@
+#include "base/clock.h"
 #include "base/log.h"
 
 #include <errno.h>
@@ -6,7 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -102,15 +102,10 @@ static void put_value(struct line *l, const char *s)
 
 static void put_time(struct line *l)
 {
-    struct timespec now;
-    struct tm tm;
-    char text[64];
-    size_t n;
+    char text[CLOCK_CHARS];
 
-    clock_gettime(CLOCK_REALTIME, &now);
-    gmtime_r(&now.tv_sec, &tm);
-    n = strftime(text, sizeof(text), "ts=%Y-%m-%dT%H:%M:%S", &tm);
-    snprintf(text + n, sizeof(text) - n, ".%03dZ", (int)(now.tv_nsec / 1000000));
+    clock_format(clock_wall_ms(), text);
+    put(l, "ts=", 3);
     put_str(l, text);
 }
 

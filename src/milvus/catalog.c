@@ -506,6 +506,11 @@ static void op_sync_cancel(struct catalog *base, void *arg)
     }
 }
 
+static bool op_ready(const struct catalog *c)
+{
+    return impl(c)->ready;
+}
+
 static const struct catalog_ops ops = {
     .subscribe = op_subscribe,
     .unsubscribe = op_unsubscribe,
@@ -513,6 +518,7 @@ static const struct catalog_ops ops = {
     .next = op_next,
     .sync = op_sync,
     .sync_cancel = op_sync_cancel,
+    .ready = op_ready,
 };
 
 struct catalog *catalog_open(struct loop *l, struct etcd_client *etcd, const char *root_path,
@@ -567,9 +573,4 @@ void catalog_close(struct catalog *base)
         free(s);
     }
     loop_defer(c->loop, free_catalog, c);
-}
-
-bool catalog_ready(const struct catalog *c)
-{
-    return impl(c)->ready;
 }

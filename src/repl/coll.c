@@ -420,6 +420,8 @@ static void link_shards(struct coll *c)
             continue;
         sh->link = stream_link(sh->stream, sh->dst_pchannel);
         sh->link->n_shards++;
+        if (sh->skip_tt && !sh->linked_before)
+            link_after_restore(sh->link);
         link_doubt(sh->link, copy_doubt(c, i));
         link_fill_ckpt(sh->link, &ck);
         s->ops->put_ckpt(b, &ck);
@@ -560,16 +562,23 @@ static struct src_collection describe_from_record(const struct coll *c, struct s
     return sc;
 }
 
+static const struct src_collection *ask_source(struct coll *c)
+{
+    const struct src_collection *sc = c->task->o.catalog->ops->get(c->task->o.catalog, c->id);
+
+    if (!sc || sc->state == SRC_DROPPING)
+        c->src_dropping = true;
+    return sc;
+}
+
 static void coll_ensure(struct coll *c)
 {
     struct repl_task *t = c->task;
-    const struct src_collection *sc = t->o.catalog->ops->get(t->o.catalog, c->id);
+    const struct src_collection *sc = ask_source(c);
     struct src_collection fake;
     struct src_shard *shards = NULL;
     bool create;
 
-    if (!sc || sc->state == SRC_DROPPING)
-        c->src_dropping = true;
     if (!sc) {
         shards = xcalloc(c->n_shards, sizeof(*shards));
         fake = describe_from_record(c, shards);
@@ -586,17 +595,35 @@ static void coll_ensure(struct coll *c)
     free(shards);
 }
 
+int coll_conflict(const struct coll *c, const struct coll *other, struct err *err)
+{
+    return err_set(err, ERR_STATE, ERRC_USER,
+                   "the source's collections %s.%s and %s.%s would both be %s.%s on the target, and two are never merged "
+                   "(are they mapped to one name, or was one renamed?)%s%s. Drop or rename one of them on the source and resume the "
+                   "task, or create it anew with another name_mapping or an exclusion",
+                   other->db, other->name, c->db, c->name, c->dst_db, c->dst_name,
+                   other->task == c->task ? "" : "; the first is of task ", other->task == c->task ? "" : other->task->o.id);
+}
+
 static void map_kick(struct coll *c)
 {
-    struct coll *other = task_name_taken(c->task, c->dst_db, c->dst_name, c);
+    struct coll *other = task_name_taken(c->task, c);
+    bool conflict;
+    struct err err;
 
-    if (c->src_dropping && !c->dst_id && !c->may_exist) {
+    (void)ask_source(c);
+    if (other)
+        (void)ask_source(other);
+    conflict = other && !other->src_dropping && other->state != COLL_DROPPING;
+    if (!other && !c->dst_id && (other = hub_name_taken(c->task->o.hub, c)))
+        conflict = true; /* another task drops its own: then this one may be resumed */
+    if (c->src_dropping && !c->dst_id && (!c->may_exist || conflict)) {
         coll_forget(c); /* came and went before it was made on the target */
         return;
     }
-    if (other && !other->src_dropping && other->state != COLL_DROPPING) {
-        user_error(c, "another collection of the source is replicated under this name on the target (was one renamed, "
-                      "or are two mapped to one name?)");
+    if (conflict) {
+        coll_conflict(c, other, &err);
+        coll_fail(c, &err);
         return;
     }
     if (other) {

@@ -456,6 +456,12 @@ struct link *link_new(struct stream *s, struct tchan *tc, const struct repl_ckpt
     return l;
 }
 
+void link_after_restore(struct link *l)
+{
+    if (!l->tchan->hub->portable && l->mode == LINK_CATCHUP)
+        l->retimed_tt = max_tt(l->retimed_tt, tt_from_ms(clock_wall_ms()));
+}
+
 static void hold_drop(struct link *l)
 {
     struct item *it;

@@ -143,6 +143,9 @@ void link_fill_ckpt(const struct link *l, struct repl_ckpt *ret);
 bool link_has(const struct link *l, struct wal_pos pos, uint64_t tt);
 /* After link_reset(), when nothing of it is in flight any more: what was sent and not confirmed is in doubt. */
 void link_restart(struct link *l);
+/* A standby was given rows by other means: their times are its own. What lies before now gets times above, or a Delete of
+ * such a row would have no effect. */
+void link_after_restore(struct link *l);
 /* Messages up to pos may be on the target already. */
 void link_doubt(struct link *l, struct wal_pos pos);
 struct item *item_new(enum item_kind kind, struct link *l);
@@ -243,6 +246,7 @@ struct repl_hub {
     unsigned far_ms;
     struct repl_budget *budget;
     struct tchan *tchans;
+    LIST_HEAD(, repl_task) tasks; /* that run */
     int64_t msg_id_seq;        /* ids for messages that we make or repeat */
     uint64_t confirmed;        /* requests */
 };
@@ -476,6 +480,8 @@ void coll_save(struct coll *c);
 void coll_stored(struct coll *c);
 /* Does what its state allows: map, check, force or finish a drop. */
 void coll_kick(struct coll *c);
+/* Two collections of the source would be one on the target: the text that says so. ERR_STATE. */
+int coll_conflict(const struct coll *c, const struct coll *other, struct err *err);
 /* Checks it on the target again before the next use. */
 void coll_unverify(struct coll *c);
 /* Called with fresh facts from the catalog. */
@@ -558,8 +564,29 @@ struct join_topic {
     struct wal_pos last;
 };
 
+/* ---- is it still there? (kept.c) ----------------------------------------------------------- */
+
+/* A question to the queue at the first start: does it still have a message, or what is the first that it has? */
+struct kept {
+    LIST_ENTRY(kept) entry;
+    struct repl_task *task;
+    char *topic, *what;        /* what: for the text, NULL for the first one */
+    struct wal_pos pos;        /* NONE: the first one is asked for */
+    struct wal_reader *reader;
+    bool asked, known;
+    struct wal_pos first;      /* the answer, and a time at or above which all that was written then is there */
+    uint64_t first_tt;
+};
+/* Asks for each place once. Where it is gone, the task does not start: the text begins with what. */
+void kept_place(struct repl_task *t, const char *topic, struct wal_pos pos, const char *what);
+struct kept *kept_first(struct repl_task *t, const char *topic);
+/* False: answers are to come, start_step() follows. */
+bool kept_known(struct repl_task *t);
+void kept_free(struct repl_task *t);
+
 struct repl_task {
     struct repl_task_options o; /* strings copied */
+    LIST_ENTRY(repl_task) of_hub;
     struct loop *loop;
     enum run_state state;
     struct stream *streams;
@@ -588,6 +615,7 @@ struct repl_task {
     bool stop_stored, ckpt_storing;
     char *catalog_trouble, *start_trouble;
     struct join_topic *topics;
+    LIST_HEAD(, kept) kept;
     struct repl_ckpt *loaded;   /* checkpoints that no link has taken yet */
     size_t n_loaded;
     char trouble_text[1200];
@@ -606,8 +634,10 @@ bool task_ignores(const struct repl_task *t, int64_t id);
 void task_ignore(struct repl_task *t, int64_t id);
 /* Asks etcd for proof of what exists; when answered every stalled stream is kicked. */
 void task_sync(struct repl_task *t);
-/* A collection of the task whose target name is db.name and that is not gone, other than except. */
-struct coll *task_name_taken(struct repl_task *t, const char *db, const char *name, const struct coll *except);
+/* The older collection of the task that has, or will have, c's name on the target. */
+struct coll *task_name_taken(struct repl_task *t, const struct coll *c);
+/* The collection of another task that has it. */
+struct coll *hub_name_taken(const struct repl_hub *h, const struct coll *c);
 /* A name or a fact became free: collections that wait for it try again. */
 void task_kick_waiting(struct repl_task *t);
 /* The stored checkpoint of a link, once (the link takes it). False: none. */

@@ -13,6 +13,7 @@
 
 #define CKPT_MS 1000
 #define STOP_STORE_MS 1000 /* so long the last checkpoints may take */
+#define AHEAD_MS 10000 /* so far, and much less, a row may stand in the log before the tick of its time */
 
 static void start_step(struct repl_task *t);
 static void on_start_timer(void *arg);
@@ -128,13 +129,30 @@ void task_ignore(struct repl_task *t, int64_t id)
     t->n_ignored++;
 }
 
-struct coll *task_name_taken(struct repl_task *t, const char *db, const char *name, const struct coll *except)
+static bool same_target(const struct coll *a, const struct coll *b)
 {
-    struct coll *c;
+    return strcmp(a->dst_name, b->dst_name) == 0 && strcmp(a->dst_db, b->dst_db) == 0;
+}
 
-    for (c = t->colls; c; c = c->hh.next)
-        if (c != except && c->id < except->id && strcmp(c->dst_name, name) == 0 && strcmp(c->dst_db, db) == 0)
-            return c;
+struct coll *task_name_taken(struct repl_task *t, const struct coll *c)
+{
+    struct coll *o;
+
+    for (o = t->colls; o; o = o->hh.next)
+        if (o->id < c->id && same_target(o, c))
+            return o;
+    return NULL;
+}
+
+struct coll *hub_name_taken(const struct repl_hub *h, const struct coll *c)
+{
+    struct repl_task *t;
+    struct coll *o;
+
+    LIST_FOREACH(t, &h->tasks, of_hub)
+        for (o = t == c->task ? NULL : t->colls; o; o = o->hh.next)
+            if (o->dst_id && same_target(o, c))
+                return o;
     return NULL;
 }
 
@@ -333,7 +351,7 @@ static bool joins_at_end(struct repl_task *t, const struct src_collection *sc, s
     size_t len;
     uint64_t tt;
 
-    return !m->use_start_position &&
+    return !m->use_start_position && !t->o.start_tt &&
            !t->o.selection.position(t->o.selection.ctx, sc->shards[shard].vchannel, &id, &len, &tt);
 }
 
@@ -437,6 +455,89 @@ static void want_topics(struct repl_task *t, const struct src_collection *sc, co
             topic_of(t, sc->shards[i].pchannel)->must_exist = true;
 }
 
+/* From its first message on, if the queue still has that. */
+static bool begin_pos(struct repl_task *t, const struct src_shard *sh, struct wal_pos *ret)
+{
+    return sh->start_id_len && t->o.wal->ops->id_decode(sh->start_id, sh->start_id_len, ret) == 0;
+}
+
+static void want_shard_kept(struct repl_task *t, const struct src_collection *sc, size_t i, const struct repl_match *m)
+{
+    const struct src_shard *sh = &sc->shards[i];
+    const uint8_t *id;
+    size_t len;
+    uint64_t tt;
+    bool given = t->o.selection.position(t->o.selection.ctx, sh->vchannel, &id, &len, &tt);
+    struct wal_pos pos;
+    char *what;
+
+    if (!given && !m->use_start_position) {
+        if (t->o.start_tt)
+            (void)kept_first(t, sh->pchannel);
+        return;
+    }
+    if (given ? t->o.wal->ops->id_decode(id, len, &pos) != 0 : !begin_pos(t, sh, &pos))
+        return; /* told when it joins */
+    what = xasprintf("%s %s of %s.%s", given ? "the position given for" : "the beginning, on", sh->vchannel, sc->db_name,
+                     sc->name);
+    kept_place(t, sh->pchannel, pos, what);
+    free(what);
+}
+
+static void want_kept(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m)
+{
+    for (size_t i = 0; i < sc->n_shards; i++)
+        want_shard_kept(t, sc, i, m);
+}
+
+static void want_rpc_kept(struct repl_task *t)
+{
+    struct wal_pos pos;
+
+    if (t->o.rpc_id && t->o.wal->ops->id_decode(t->o.rpc_id, t->o.rpc_id_len, &pos) == 0)
+        kept_place(t, t->o.replicate_chan, pos, "rpc_channel_info.position");
+}
+
+static int gone(struct repl_task *t, const struct src_collection *sc, const struct kept *k)
+{
+    char asked[CLOCK_CHARS], there[CLOCK_CHARS];
+    struct err err;
+
+    clock_format(tt_to_ms(t->o.start_tt), asked);
+    clock_format(tt_to_ms(k->first_tt), there);
+    err_set(&err, ERR_INVALID, ERRC_USER,
+            "start is %s, but on channel %s (of collection %s.%s) the queue has nothing of before %s any more: what was written "
+            "between would be missing (a start needs the log from %d s before it). Give a later start, or \"accept_gap\": true "
+            "to go on without it",
+            asked, k->topic, sc->db_name, sc->name, there, AHEAD_MS / 1000);
+    task_fatal(t, &err);
+    return -1;
+}
+
+/*
+ * At a time: from the first message that the queue has, or the collection's own first one; what is of before the time is
+ * skipped. Rows may stand in the log somewhat before the tick of their time.
+ */
+static int join_at_time(struct repl_task *t, const struct src_collection *sc, size_t i, struct coll_join *ret)
+{
+    const struct src_shard *sh = &sc->shards[i];
+    const struct kept *k;
+    struct wal_pos begin;
+
+    ret->skip_tt = t->o.start_tt;
+    if (!t->o.strict_start)
+        return 0; /* the first one, whatever it is */
+    k = kept_first(t, sh->pchannel);
+    if (begin_pos(t, sh, &begin) && wal_pos_cmp(begin, k->first) >= 0) {
+        ret->from = ret->join = begin;
+        return 0;
+    }
+    if (k->first_tt + tt_from_ms(AHEAD_MS) > t->o.start_tt)
+        return gone(t, sc, k);
+    ret->from = ret->join = k->first;
+    return 0;
+}
+
 /* One channel of any living collection tells whether this is the source's queue at all. */
 static void want_proof(struct repl_task *t)
 {
@@ -471,6 +572,8 @@ static int join_place(struct repl_task *t, const struct src_collection *sc, size
     }
     if (m->use_start_position)
         return join_at_start(t, sc, i, ret);
+    if (t->o.start_tt)
+        return join_at_time(t, sc, i, ret);
     ret->from = topic_of(t, sc->shards[i].pchannel)->last;
     ret->join = ret->from;
     ret->join.minor++; /* behind the last message that exists now */
@@ -481,13 +584,21 @@ static void join_existing(struct repl_task *t, const struct src_collection *sc, 
 {
     struct coll_join *joins = xcalloc(sc->n_shards ? sc->n_shards : 1, sizeof(*joins));
     bool ok = !t->fatal;
+    struct coll *c, *other;
+    struct err err;
 
     for (size_t i = 0; i < sc->n_shards && ok; i++)
         ok = join_place(t, sc, i, m, &joins[i]) == 0;
-    if (ok && m->snapshot)
-        copy_new(coll_new(t, sc, m, joins));
-    else if (ok)
-        (void)coll_new(t, sc, m, joins);
+    c = ok ? coll_new(t, sc, m, joins) : NULL;
+    other = c ? task_name_taken(t, c) : NULL;
+    if (c && !other)
+        other = hub_name_taken(t->o.hub, c);
+    if (other) {
+        coll_conflict(c, other, &err);
+        task_fatal(t, &err);
+    } else if (c && m->snapshot) {
+        copy_new(c);
+    }
     free(joins);
 }
 
@@ -541,6 +652,7 @@ static void on_joined(void *arg, const struct err *err)
         return;
     }
     topics_free(t);
+    kept_free(t);
     if (t->started)
         t->started(t->started_arg, NULL);
     run(t);
@@ -612,6 +724,8 @@ static void on_loaded(void *arg, const struct err *err, const struct repl_ckpt *
 /* Goes on with the start as far as what is known allows. */
 static void start_step(struct repl_task *t)
 {
+    struct err err;
+
     if (t->fatal || !t->loaded_ok || !t->catalog_ready || t->state != RUN_JOINING || t->joined)
         return;
     if (!t->first_start) {
@@ -624,11 +738,19 @@ static void start_step(struct repl_task *t)
         task_sync(t); /* the catalog must hold what existed when the user asked */
         return;
     }
+    if (t->o.selection.check && t->o.selection.check(t->o.selection.ctx, t->o.catalog, &err)) {
+        task_fatal(t, &err);
+        return;
+    }
     for_each_selected(t, want_topics);
     want_proof(t);
     if (!t->o.rpc_id)
         (void)topic_of(t, t->o.replicate_chan);
-    if (!topics_known(t))
+    if (t->o.strict_start) {
+        for_each_selected(t, want_kept);
+        want_rpc_kept(t);
+    }
+    if (!topics_known(t) || !kept_known(t))
         return;
     set_text(&t->start_trouble, NULL);
     store_join(t);
@@ -874,6 +996,7 @@ struct repl_task *repl_task_new(const struct repl_task_options *o)
     timer_init(&t->kick_timer, t->loop, LOOP_PRIO_NORMAL, on_kick_timer, t);
     timer_init(&t->fatal_timer, t->loop, LOOP_PRIO_NORMAL, on_fatal_timer, t);
     t->ops = ops_new(t);
+    LIST_INSERT_HEAD(&t->o.hub->tasks, t, of_hub);
     return t;
 }
 
@@ -895,6 +1018,7 @@ void repl_task_free(struct repl_task *t)
         t->o.catalog->ops->unsubscribe(t->o.catalog, t->catalog_sub);
     t->o.catalog->ops->sync_cancel(t->o.catalog, t);
     topics_free(t);
+    kept_free(t);
     for (struct stream *s = t->streams; s; s = s->hh.next) {
         s->state = STREAM_CLOSED;
         stream_close_reader(s);
@@ -913,6 +1037,7 @@ void repl_task_free(struct repl_task *t)
     free(t->loaded);
     free(t->catalog_trouble);
     free(t->start_trouble);
+    LIST_REMOVE(t, of_hub);
     repl_hub_unref(t->o.hub);
     free((char *)t->o.id);
     free((char *)t->o.replicate_chan);

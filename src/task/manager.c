@@ -268,6 +268,7 @@ static void on_created(void *arg, const struct err *err)
     t->stored = true;
     runtime_open(t);
     timer_set(&t->timer, START_LIMIT_MS);
+    t->accept_gap = t->spec->accept_gap;
     if (runtime_start(t, on_started, &e))
         manager_create_fail(t, &e);
 }

@@ -104,7 +104,7 @@ struct mtask {
     struct timer next;      /* the op at the head begins from the loop */
     struct err failure;     /* of the op under way */
     bool stop_begun;
-    bool accept_gap;        /* of the resume under way */
+    bool accept_gap;        /* of the create or resume under way */
     bool storing_run;       /* state Running is being stored: what fails now is handled after that */
 };
 
@@ -152,6 +152,8 @@ char *runtime_key_of(const char *uri);
 void runtime_target_options(const struct task_spec *s, struct target_options *ret);
 /* Loses the connections to a target whose fence has closed. */
 void runtime_cut(struct manager *m, const char *target_key);
+/* start_check.c: do the positions that the user gave fit to what the source has? A repl_selection.check over a task_spec. */
+int start_check(void *spec, struct catalog *c, struct err *err);
 /* holding.c */
 struct holding *holding_find(const struct manager *m, const char *target_key);
 /* The epoch of the target's lease; 0: not held. */

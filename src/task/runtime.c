@@ -24,7 +24,7 @@ static bool sel_match(void *ctx, const char *db, const char *name, struct repl_m
 
     if (!spec_matches(ctx, db, name, &sc, &ret->target_db, &ret->target_name))
         return false;
-    ret->use_start_position = (sc && sc->use_start_position) || s->start == SPEC_EARLIEST;
+    ret->use_start_position = (sc && sc->use_start_position) || s->start == SPEC_EARLIEST || s->start == SPEC_BACKUP;
     ret->snapshot = s->start == SPEC_SNAPSHOT && !ret->use_start_position && sc && !sc->n_positions;
     return true;
 }
@@ -36,19 +36,14 @@ static bool sel_match_db(void *ctx, const char *db, const char **ret_target_db)
 
 static bool sel_position(void *ctx, const char *vchannel, const uint8_t **ret_id, size_t *ret_len, uint64_t *ret_tt)
 {
-    const struct task_spec *s = ctx;
+    const struct spec_position *p = spec_find_position(ctx, vchannel);
 
-    for (size_t i = 0; i < s->n_collections; i++)
-        for (size_t k = 0; k < s->collections[i].n_positions; k++) {
-            const struct spec_position *p = &s->collections[i].positions[k];
-            if (strcmp(p->vchannel, vchannel) != 0)
-                continue;
-            *ret_id = p->id;
-            *ret_len = p->id_len;
-            *ret_tt = p->tt;
-            return true;
-        }
-    return false;
+    if (!p)
+        return false;
+    *ret_id = p->id;
+    *ret_len = p->id_len;
+    *ret_tt = p->tt;
+    return true;
 }
 
 /* ---- target ------------------------------------------------------------------------------------------ */
@@ -224,7 +219,8 @@ int runtime_start(struct mtask *t, store_done_fn started, struct err *err)
         .catalog = m->d.catalog,
         .wal = m->d.wal,
         .store = t->store,
-        .selection = {.ctx = t->spec, .match = sel_match, .match_db = sel_match_db, .position = sel_position},
+        .selection = {.ctx = t->spec, .match = sel_match, .match_db = sel_match_db, .position = sel_position,
+                      .check = start_check},
         .budget = &m->budget,
         .task_bytes = cfg->task_bytes,
         .replicate_chan = cfg->replicate_chan,
@@ -235,6 +231,8 @@ int runtime_start(struct mtask *t, store_done_fn started, struct err *err)
         .rpc_id = t->spec->rpc_id_len ? t->spec->rpc_id : NULL,
         .rpc_id_len = t->spec->rpc_id_len,
         .rpc_tt = t->spec->rpc_tt,
+        .start_tt = t->spec->start_tt,
+        .strict_start = !t->accept_gap && (t->spec->start == SPEC_TIME || spec_has_positions(t->spec)),
         .span_ms = m->d.registry->shared ? (unsigned)m->d.lease_ms + SPAN_MORE_MS : 0,
         .accept_gap = t->accept_gap,
         .on_fatal = manager_on_fatal,

@@ -83,8 +83,10 @@ static const struct field create_fields[] = {
     {"positions", FIELD_OBJECT, NULL}, /* an old form, refused */
     {"keep_queryable", FIELD_BOOL, NULL}, /* ours */
     {"mode", FIELD_STRING, NULL},
-    {"start", FIELD_STRING, NULL},
+    {"start", FIELD_ANY, NULL},
+    {"accept_gap", FIELD_BOOL, NULL},
     {"load_for_snapshot", FIELD_BOOL, NULL},
+    {"exclude", FIELD_STRINGS, NULL},
     {0},
 };
 
@@ -129,13 +131,17 @@ void spec_free(struct task_spec *s)
         return;
     for (size_t i = 0; i < s->n_collections; i++)
         collection_release(&s->collections[i]);
+    for (size_t i = 0; i < s->n_backup; i++)
+        collection_release(&s->backup[i]);
     for (size_t i = 0; i < s->n_mappings; i++)
         mapping_release(&s->mappings[i]);
     for (size_t i = 0; i < s->n_exclude; i++)
-        free(s->exclude[i]);
+        spec_exclusion_release(&s->exclude[i]);
     free(s->collections);
+    free(s->backup);
     free(s->mappings);
     free(s->exclude);
+    free(s->made_name);
     free(s->task_id);
     free(s->uri);
     secret_free(s->token);
@@ -164,7 +170,7 @@ static int check_task_id(const char *id, struct err *err)
 static int check_rpc(struct task_spec *s, const json_t *req, const struct spec_limits *limits,
                      struct err *err)
 {
-    const json_t *rpc = json_object_get(req, "rpc_channel_info");
+    const json_t *rpc = spec_rpc_info(req);
     const char *name = field_str(rpc, "name"), *position = field_str(rpc, "position");
     const char *want = limits ? limits->replicate_chan : NULL;
     char *channel = NULL;
@@ -200,19 +206,25 @@ static int check_extra(const json_t *req, struct err *err)
 }
 
 /* In the order of the table of errors in control-api.md 2.1. */
-static int check_all(struct task_spec *s, const json_t *req, const struct spec_limits *limits,
+static int check_all(struct task_spec *s, json_t *req, const struct spec_limits *limits,
                      struct err *err)
 {
     int rc = spec_check_target(s, req, err);
 
     if (rc == 0)
-        rc = spec_check_mode(s, req, limits, err);
+        rc = spec_check_mode(s, req, err);
+    if (rc == 0)
+        rc = spec_check_start(s, req, limits, err);
     if (rc == 0)
         rc = spec_check_selection(s, req, limits, err);
+    if (rc == 0)
+        rc = spec_check_exclude(s, req, limits, err);
     if (rc == 0)
         rc = check_rpc(s, req, limits, err);
     if (rc == 0)
         rc = spec_check_mapping(s, req, limits, err);
+    if (rc == 0)
+        rc = spec_check_backup(s, req, err);
     if (rc == 0)
         rc = check_extra(req, err);
     if (rc == 0)
@@ -264,33 +276,18 @@ struct task_spec *spec_from_request(const json_t *request_data, const struct spe
     return spec_make(request_data, limits, err);
 }
 
-/* ---- the store: {"request": {...}, "exclude": ["db.collection", ...], "mode_reason": "..."} */
+/* ---- the store: {"request": {...}, "exclude": [...], "mode_reason": "..."} */
 
 char *spec_to_store_json(const struct task_spec *s)
 {
-    json_t *exclude = json_array();
-    json_t *o;
-    char *text;
+    json_t *o = json_pack("{s:O, s:o, s:s*}", "request", s->request, "exclude", spec_exclusions_json(s), "mode_reason",
+                          s->mode_reason);
+    char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
 
-    for (size_t i = 0; i < s->n_exclude; i++)
-        json_array_append_new(exclude, json_string(s->exclude[i]));
-    o = json_pack("{s:O, s:o, s:s*}", "request", s->request, "exclude", exclude, "mode_reason", s->mode_reason);
-    text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     if (!text)
         abort(); /* only without memory */
     return text;
-}
-
-static void load_exclusions(struct task_spec *s, const json_t *list)
-{
-    const json_t *v;
-    size_t i;
-
-    s->exclude = xcalloc(json_array_size(list) + 1, sizeof(*s->exclude));
-    json_array_foreach(list, i, v)
-        if (json_is_string(v))
-            s->exclude[s->n_exclude++] = xstrdup(json_string_value(v));
 }
 
 struct task_spec *spec_from_store(const char *task_id, const char *json, struct err *err)
@@ -307,7 +304,7 @@ struct task_spec *spec_from_store(const char *task_id, const char *json, struct 
     s = spec_make(json_object_get(o, "request"), NULL, err);
     if (s) {
         set_text(&s->task_id, task_id);
-        load_exclusions(s, json_object_get(o, "exclude"));
+        spec_load_exclusions(s, json_object_get(o, "exclude"));
         if (json_object_get(o, "mode_reason"))
             s->mode_reason = xstrdup(json_string_value(json_object_get(o, "mode_reason")));
     }
@@ -361,7 +358,8 @@ json_t *spec_public_json(const struct task_spec *s)
     const json_t *infos = json_object_get(s->request, "collection_infos");
     json_t *dbs = json_object_get(s->request, "db_collections");
 
-    return json_pack("{s:s, s:s, s:o, s:{s:s, s:s, s:b, s:{}}, s:o, s:o}", "mode",
+    return json_pack("{s:o*, s:O*, s:s, s:s, s:o, s:{s:s, s:s, s:b, s:{}}, s:o, s:o}", "start", spec_start_json(s), "exclude",
+                     json_object_get(s->request, "exclude"), "mode",
                      spec_mode_name(s->mode == SPEC_AUTO ? SPEC_STANDBY : s->mode), "mode_reason",
                      s->mode_reason ? s->mode_reason : "", "milvus_connect_param",
                      public_milvus(json_object_get(s->request, "milvus_connect_param")),

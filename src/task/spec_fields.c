@@ -105,8 +105,8 @@ static json_t *decode_object(const json_t *v, const struct field *table, struct 
     return out;
 }
 
-static json_t *decode_list(const json_t *v, const struct field *sub, struct path *at,
-                           struct err *err)
+/* Each element is of the kind of f. */
+static json_t *decode_list(const json_t *v, const struct field *f, struct path *at, struct err *err)
 {
     json_t *out;
 
@@ -120,7 +120,7 @@ static json_t *decode_list(const json_t *v, const struct field *sub, struct path
 
         snprintf(index, sizeof(index), "[%zu]", i);
         old = path_push(at, "", index);
-        element = decode_object(json_array_get(v, i), sub, at, err);
+        element = decode_value(json_array_get(v, i), f, at, err);
         path_pop(at, old);
         if (!element) {
             json_decref(out);
@@ -192,10 +192,14 @@ static json_t *decode_value(const json_t *v, const struct field *f, struct path 
             return decode_object(v, f->sub, at, err);
         return json_copy((json_t *)(uintptr_t)v);
     case FIELD_LIST:
-        return decode_list(v, f->sub, at, err);
+        return decode_list(v, &(struct field){.kind = FIELD_OBJECT, .sub = f->sub}, at, err);
+    case FIELD_STRINGS:
+        return decode_list(v, &(struct field){.kind = FIELD_STRING}, at, err);
     case FIELD_STRING_MAP:
     case FIELD_LIST_MAP:
         return decode_map(v, f, at, err);
+    case FIELD_ANY:
+        return json_incref((json_t *)(uintptr_t)v);
     }
     return NULL;
 }

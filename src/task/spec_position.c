@@ -6,6 +6,7 @@
 #include "task/spec_priv.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -109,4 +110,69 @@ int spec_parse_position(const char *text, uint8_t *ret_id, size_t *ret_len, uint
     }
     free(data);
     return rc;
+}
+
+static int add_position(struct spec_collection *c, const char *key, const char *value,
+                        struct err *err)
+{
+    struct spec_position *p = &c->positions[c->n_positions];
+    char *channel = NULL;
+    int64_t id;
+    int rc = spec_parse_vchannel(p, key, &id, err);
+
+    if (rc != 0)
+        return rc;
+    c->n_positions++;
+    if (c->n_positions > 1 && id != c->id)
+        return err_set(err, ERR_INVALID, ERRC_USER,
+                       "the positions of %s belong to two collections, %" PRId64 " and %" PRId64,
+                       c->name, c->id, id);
+    c->id = id;
+    rc = spec_parse_position(value, p->id, &p->id_len, &p->tt, &channel, err);
+    if (rc != 0)
+        (void)err_wrap(err, "%s", key); /* rc is its code */
+    else if (channel && strcmp(channel, p->vchannel) != 0 && strcmp(channel, p->pchannel) != 0)
+        rc = err_set(err, ERR_INVALID, ERRC_USER, "the position for %s is of another channel, %s",
+                     key, channel);
+    free(channel);
+    return rc;
+}
+
+int spec_add_positions(struct spec_collection *c, const json_t *positions, struct err *err)
+{
+    const char *key;
+    json_t *value;
+    int rc = 0;
+
+    c->positions = xcalloc(json_object_size(positions), sizeof(*c->positions));
+    json_object_foreach((json_t *)(uintptr_t)positions, key, value) {
+        rc = add_position(c, key, json_string_value(value), err);
+        if (rc != 0)
+            break;
+    }
+    return rc;
+}
+
+static const struct spec_position *find_in(const struct spec_collection *list, size_t n, const char *vchannel)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < list[i].n_positions; k++)
+            if (strcmp(list[i].positions[k].vchannel, vchannel) == 0)
+                return &list[i].positions[k];
+    return NULL;
+}
+
+const struct spec_position *spec_find_position(const struct task_spec *s, const char *vchannel)
+{
+    const struct spec_position *p = find_in(s->collections, s->n_collections, vchannel);
+
+    return p ? p : find_in(s->backup, s->n_backup, vchannel);
+}
+
+bool spec_has_positions(const struct task_spec *s)
+{
+    for (size_t i = 0; i < s->n_collections; i++)
+        if (s->collections[i].n_positions)
+            return true;
+    return s->n_backup > 0 || s->rpc_id_len > 0;
 }

@@ -8,76 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool is_all(const char *name)
-{
-    return strcmp(name, "*") == 0;
-}
-
-/* A dot separates database and collection in the names of the duplicate rule. */
-static int check_name(const char *what, const char *name, const struct spec_limits *limits,
-                      struct err *err)
-{
-    if (!*name)
-        return err_set(err, ERR_INVALID, ERRC_USER, "%s is empty", what);
-    if (limits && strlen(name) > limits->max_name_length)
-        return err_set(err, ERR_INVALID, ERRC_USER, "%s has %zu bytes, allowed are %zu: %.64s...",
-                       what, strlen(name), limits->max_name_length, name);
-    if (strchr(name, '.'))
-        return err_set(err, ERR_INVALID, ERRC_USER, "%s has a dot in it: %s", what, name);
-    return 0;
-}
-
-static int add_position(struct spec_collection *c, const char *key, const char *value,
-                        int64_t *collection_id, struct err *err)
-{
-    struct spec_position *p = &c->positions[c->n_positions];
-    char *channel = NULL;
-    int64_t id;
-    int rc = spec_parse_vchannel(p, key, &id, err);
-
-    if (rc != 0)
-        return rc;
-    c->n_positions++;
-    if (*collection_id >= 0 && id != *collection_id)
-        return err_set(err, ERR_INVALID, ERRC_USER,
-                       "the positions of %s belong to two collections, %" PRId64 " and %" PRId64,
-                       c->name, *collection_id, id);
-    *collection_id = id;
-    rc = spec_parse_position(value, p->id, &p->id_len, &p->tt, &channel, err);
-    if (rc != 0)
-        (void)err_wrap(err, "%s", key); /* rc is its code */
-    else if (channel && strcmp(channel, p->vchannel) != 0 && strcmp(channel, p->pchannel) != 0)
-        rc = err_set(err, ERR_INVALID, ERRC_USER, "the position for %s is of another channel, %s",
-                     key, channel);
-    free(channel);
-    return rc;
-}
-
-static int add_positions(struct spec_collection *c, const json_t *positions, struct err *err)
-{
-    int64_t collection_id = -1;
-    const char *key;
-    json_t *value;
-    int rc = 0;
-
-    if (json_object_size(positions) == 0)
-        return 0;
-    if (is_all(c->name))
-        return err_set(err, ERR_INVALID, ERRC_USER, "`*` cannot have positions");
-    c->positions = xcalloc(json_object_size(positions), sizeof(*c->positions));
-    json_object_foreach((json_t *)(uintptr_t)positions, key, value) {
-        rc = add_position(c, key, json_string_value(value), &collection_id, err);
-        if (rc != 0)
-            break;
-    }
-    return rc;
-}
-
-static bool covers(const char *pattern, const char *name)
-{
-    return is_all(pattern) || strcmp(pattern, name) == 0;
-}
-
 /* The same collection twice, by name or through `*`, in one request. */
 static int check_duplicate(const struct task_spec *s, const struct spec_collection *c,
                            struct err *err)
@@ -87,8 +17,8 @@ static int check_duplicate(const struct task_spec *s, const struct spec_collecti
 
         if (o == c)
             continue;
-        if ((covers(o->db, c->db) && covers(o->name, c->name)) ||
-            (covers(c->db, o->db) && covers(c->name, o->name)))
+        if ((spec_covers(o->db, c->db) && spec_covers(o->name, c->name)) ||
+            (spec_covers(c->db, o->db) && spec_covers(c->name, o->name)))
             return err_set(err, ERR_INVALID, ERRC_USER,
                            "%s.%s and %s.%s select the same collection", o->db, o->name, c->db,
                            c->name);
@@ -96,28 +26,40 @@ static int check_duplicate(const struct task_spec *s, const struct spec_collecti
     return 0;
 }
 
+/* db NULL: the name may have it, "db.collection". */
 static int add_collection(struct task_spec *s, const char *db, const json_t *info,
                           const struct spec_limits *limits, struct err *err)
 {
     const char *name = field_str(info, "name");
     struct spec_collection *c;
-    int rc = check_name("the collection's name", name, limits, err);
+    int rc;
 
-    if (rc != 0)
-        return rc;
     s->collections = xrealloc(s->collections, (s->n_collections + 1) * sizeof(*s->collections));
     c = &s->collections[s->n_collections++];
-    *c = (struct spec_collection){.db = xstrdup(db),
-                                  .name = xstrdup(name),
-                                  .use_start_position = field_bool(info, "use_start_position")};
+    *c = (struct spec_collection){.use_start_position = field_bool(info, "use_start_position")};
+    if (db) {
+        c->db = xstrdup(db);
+        c->name = xstrdup(name);
+    } else {
+        spec_split_name(name, &c->db, &c->name);
+    }
+    rc = spec_check_pattern("the database's name", c->db, limits, err);
+    if (rc == 0)
+        rc = spec_check_pattern("the collection's name", c->name, limits, err);
+    if (rc != 0)
+        return strchr(name, '.') ? err_wrap(err, "%.200s", name) : rc;
     rc = check_duplicate(s, c, err);
-    return rc == 0 ? add_positions(c, json_object_get(info, "positions"), err) : rc;
+    if (rc || json_object_size(json_object_get(info, "positions")) == 0)
+        return rc;
+    if (spec_is_pattern(c->name) || spec_is_pattern(c->db))
+        return err_set(err, ERR_INVALID, ERRC_USER, "%s.%s: a pattern with a `*` cannot have positions", c->db, c->name);
+    return spec_add_positions(c, json_object_get(info, "positions"), err);
 }
 
 static int add_list(struct task_spec *s, const char *db, const json_t *infos,
                     const struct spec_limits *limits, struct err *err)
 {
-    int rc = check_name("the database's name", db, limits, err);
+    int rc = db ? spec_check_pattern("the database's name", db, limits, err) : 0;
 
     if (rc == 0 && json_array_size(infos) == 0)
         return err_set(err, ERR_INVALID, ERRC_USER, "db_collections has no collection for %s", db);
@@ -142,7 +84,7 @@ int spec_check_selection(struct task_spec *s, const json_t *req, const struct sp
         return err_set(err, ERR_INVALID, ERRC_USER,
                        "collection_infos and db_collections cannot be given together");
     if (json_array_size(infos) > 0)
-        return add_list(s, "default", infos, limits, err);
+        return add_list(s, NULL, infos, limits, err);
     json_object_foreach(dbs, db, list) {
         rc = add_list(s, db, list, limits, err);
         if (rc != 0)
@@ -153,34 +95,30 @@ int spec_check_selection(struct task_spec *s, const json_t *req, const struct sp
 
 /* ---- name_mapping */
 
+/* Does the task take something of it? name NULL: of the database. */
 static bool selects(const struct task_spec *s, const char *db, const char *name)
 {
     for (size_t i = 0; i < s->n_collections; i++) {
         const struct spec_collection *c = &s->collections[i];
 
-        if (covers(c->db, db) && (!name || covers(c->name, name)))
-            return true;
+        if (spec_covers(c->db, db) && (!name || spec_meet(c->name, name)))
+            return !spec_excluded(s, db, name ? name : "*");
     }
     return false;
-}
-
-static int check_mapped_name(const char *what, const char *name, const struct spec_limits *limits,
-                             struct err *err)
-{
-    if (is_all(name))
-        return err_set(err, ERR_INVALID, ERRC_USER, "%s cannot be `*`", what);
-    return check_name(what, name, limits, err);
 }
 
 static int add_pair(struct task_spec *s, struct spec_mapping *m, const char *source,
                     const char *target, const struct spec_limits *limits, struct err *err)
 {
-    int rc = check_mapped_name("name_mapping: the source collection", source, limits, err);
+    int rc = spec_check_pattern("name_mapping: the source collection", source, limits, err);
 
     if (rc == 0)
-        rc = check_mapped_name("name_mapping: the target collection", target, limits, err);
+        rc = spec_check_pattern("name_mapping: the target collection", target, limits, err);
     if (rc != 0)
         return rc;
+    if (spec_is_pattern(source) != spec_is_pattern(target))
+        return err_set(err, ERR_INVALID, ERRC_USER,
+                       "name_mapping has %s.%s -> %s: either both end with a `*`, or none", m->source_db, source, target);
     if (!selects(s, m->source_db, source))
         return err_set(err, ERR_INVALID, ERRC_USER,
                        "name_mapping has %s.%s, which the task does not select", m->source_db,
@@ -196,10 +134,10 @@ static int add_mapping(struct task_spec *s, const json_t *entry, const struct sp
     json_t *pairs = json_object_get(entry, "collection_mapping"), *target;
     const char *db = field_str(entry, "source_db"), *to = field_str(entry, "target_db"), *source;
     struct spec_mapping *m = &s->mappings[s->n_mappings];
-    int rc = check_mapped_name("name_mapping: source_db", db, limits, err);
+    int rc = spec_check_name("name_mapping: source_db", db, limits, err);
 
     if (rc == 0)
-        rc = check_mapped_name("name_mapping: target_db", to, limits, err);
+        rc = spec_check_name("name_mapping: target_db", to, limits, err);
     if (rc == 0 && !selects(s, db, NULL))
         rc = err_set(err, ERR_INVALID, ERRC_USER,
                      "name_mapping has the database %s, of which the task selects nothing", db);
@@ -218,14 +156,15 @@ static int add_mapping(struct task_spec *s, const json_t *entry, const struct sp
     return rc;
 }
 
-/* One source has one target, and two sources never become one. */
+/* One source has one target, and two sources never become one; what patterns make is seen when it is there. */
 static int check_pair_conflict(const struct spec_mapping *a, size_t i, const struct spec_mapping *b,
                                size_t k, struct err *err)
 {
     if (strcmp(a->source_db, b->source_db) == 0 && strcmp(a->source[i], b->source[k]) == 0)
         return err_set(err, ERR_INVALID, ERRC_USER, "name_mapping has %s.%s twice", a->source_db,
                        a->source[i]);
-    if (strcmp(a->target_db, b->target_db) == 0 && strcmp(a->target[i], b->target[k]) == 0)
+    if (strcmp(a->target_db, b->target_db) == 0 && strcmp(a->target[i], b->target[k]) == 0 &&
+        !spec_is_pattern(a->target[i]))
         return err_set(err, ERR_INVALID, ERRC_USER,
                        "name_mapping gives %s.%s and %s.%s the same target %s.%s", a->source_db,
                        a->source[i], b->source_db, b->source[k], a->target_db, a->target[i]);
@@ -245,28 +184,37 @@ static int check_conflict(const struct spec_mapping *a, const struct spec_mappin
     return 0;
 }
 
-/* A collection selected by name must not come out under the name of another one. */
-static int check_targets(const struct task_spec *s, struct err *err)
+/* The entry's name on the target, "db.collection"; NULL: it is a pattern. Caller frees. */
+static char *target_of(struct task_spec *s, const struct spec_collection *c)
 {
-    for (size_t i = 0; i < s->n_collections; i++) {
+    const char *db, *name;
+
+    if (spec_is_pattern(c->db) || spec_is_pattern(c->name) || !spec_matches(s, c->db, c->name, NULL, &db, &name))
+        return NULL;
+    return xasprintf("%s.%s", db, name);
+}
+
+/* A collection selected by name must not come out under the name of another one. */
+static int check_targets(struct task_spec *s, struct err *err)
+{
+    int rc = 0;
+
+    for (size_t i = 0; i < s->n_collections && rc == 0; i++) {
         const struct spec_collection *a = &s->collections[i];
-        const char *db, *name, *db2, *name2;
+        char *target = target_of(s, a);
 
-        if (is_all(a->db) || is_all(a->name) || !spec_matches(s, a->db, a->name, NULL, &db, &name))
-            continue;
-        for (size_t k = i + 1; k < s->n_collections; k++) {
+        for (size_t k = i + 1; target && k < s->n_collections && rc == 0; k++) {
             const struct spec_collection *b = &s->collections[k];
+            char *other = target_of(s, b);
 
-            if (is_all(b->db) || is_all(b->name) ||
-                !spec_matches(s, b->db, b->name, NULL, &db2, &name2))
-                continue;
-            if (strcmp(db, db2) == 0 && strcmp(name, name2) == 0)
-                return err_set(err, ERR_INVALID, ERRC_USER,
-                               "name_mapping gives %s.%s and %s.%s the same target %s.%s", a->db,
-                               a->name, b->db, b->name, db, name);
+            if (other && strcmp(target, other) == 0)
+                rc = err_set(err, ERR_INVALID, ERRC_USER, "name_mapping gives %s.%s and %s.%s the same target %s", a->db,
+                             a->name, b->db, b->name, target);
+            free(other);
         }
+        free(target);
     }
-    return 0;
+    return rc;
 }
 
 int spec_check_mapping(struct task_spec *s, const json_t *req, const struct spec_limits *limits,

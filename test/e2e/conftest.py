@@ -238,6 +238,32 @@ def cdc(lab):
     return lab.cdc()
 
 
+@pytest.fixture(scope="session")
+def ordinary(pair):
+    """A third server for the run: an ordinary Milvus, as a portable target."""
+    m = Milvus("ordinary", FOLDER / "ordinary", etcd=pair.etcd.address, channels=2).start()
+    yield m
+    m.kill()
+
+
+@pytest.fixture
+def to(lab, ordinary):
+    """The lab, with this target; its collections are dropped as on the source."""
+    if not ordinary.alive():
+        ordinary.start()
+    lab.target = Side("target", ordinary.address, portable=True)
+    return lab
+
+
+@pytest.fixture(params=["standby", "portable"])
+def target(request, pair):
+    """The lab's target in each mode."""
+    if request.param == "standby":
+        return pair.target
+    request.getfixturevalue("to")
+    return request.getfixturevalue("ordinary")
+
+
 class Writer:
     """Inserts into a table until stopped; what the source refuses while it is down is tried again with new keys."""
 

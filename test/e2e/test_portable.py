@@ -4,28 +4,12 @@ import time
 
 import pytest
 
-from compare import Side, wait_equal
-from conftest import FOLDER, SEED
-from servers import ApiError, Milvus, wait_for
+from compare import wait_equal
+from conftest import SEED
+from servers import ApiError, wait_for
 from workload import Workload
 
 SECONDS = int(os.environ.get("WORKLOAD_SECONDS") or 25)
-
-
-@pytest.fixture(scope="module")
-def ordinary(pair):
-    m = Milvus("ordinary", FOLDER / "ordinary", etcd=pair.etcd.address, channels=2).start()
-    yield m
-    m.kill()
-
-
-@pytest.fixture
-def to(lab, ordinary):
-    """The lab, with this target; its collections are dropped as on the source."""
-    if not ordinary.alive():
-        ordinary.start()
-    lab.target = Side("target", ordinary.address, portable=True)
-    return lab
 
 
 def create(lab, cdc, names, ordinary, **more):

@@ -1,6 +1,8 @@
 """What is particular to the source's message queue: its broker goes away, it loses what a paused task needs."""
+import datetime
 import json
 import subprocess
+import time
 
 import pytest
 from bench_parts import Sink
@@ -76,6 +78,24 @@ def same_rows(lab, t):
     """A broker that is killed makes the source's producer write a message twice, and the source counts its rows twice;
     the copy on the target must have each key once."""
     return all(": count(*): source" in line for line in compare(lab.source, lab.target, [t.name]))
+
+
+@pytest.mark.only_on("kafka", "natsmq")
+def test_start_at_a_time_that_is_gone(lab, cdc):
+    """What the queue has removed since is told at create; a user may accept the gap."""
+    t = lab.table("a", loaded=False)
+    t.put(5)
+    asked = int(time.time() * 1000)
+    t.put(7)
+    remove_all(lab)
+    t.put(11)
+    with pytest.raises(ApiError, match="the queue has nothing of before .* any more") as e:
+        lab.create(cdc, [t], start=asked)
+    assert datetime.datetime.fromtimestamp(asked // 1000, datetime.timezone.utc).strftime("%FT%T") in str(e.value)
+    task = lab.create(cdc, [t], start=asked, accept_gap=True)
+    cdc.wait_caught_up(task)
+    t.show()
+    lab.wait_on_target("the rows that are left", lambda: lab.target.count(t.name) == 11)
 
 
 @pytest.mark.only_on("kafka", "natsmq")  # Pulsar keeps what a task needs; RocksMQ cannot be made to drop it

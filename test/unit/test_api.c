@@ -132,6 +132,13 @@ json_t *manager_task_json(struct manager *m, const char *task_id)
     return json_pack("{s:s, s:s}", "task_id", task_id, "state", "Running");
 }
 
+void manager_add_matches(struct manager *m, const char *task_id, size_t max, json_t *task)
+{
+    (void)m;
+    (void)task_id;
+    json_object_set_new(task, "matches_shown", json_integer((json_int_t)max));
+}
+
 const char *const *manager_task_ids(struct manager *m, size_t *ret_n)
 {
     static const char *const ids[] = {"t1", "t2"};
@@ -559,8 +566,8 @@ static void get_answers_both_spellings(void **state)
 {
     (void)state;
     ask(BY_ID("get"));
-    expect_body("{'code':200,'data':{'task':{'task_id':'t1','state':'Running'},"
-                "'Task':{'task_id':'t1','state':'Running'}}}");
+    expect_body("{'code':200,'data':{'task':{'task_id':'t1','state':'Running','matches_shown':100},"
+                "'Task':{'task_id':'t1','state':'Running','matches_shown':100}}}");
     ask("{'request_type':'get'}");
     expect_error(400, "fail to handle the get request, error: the task_id is empty");
     ask("{'request_type':'get','request_data':{'task_id':'t9'}}");
@@ -571,8 +578,8 @@ static void list_is_in_order_and_never_null(void **state)
 {
     (void)state;
     ask("{'request_type':'list'}");
-    expect_body("{'code':200,'data':{'tasks':[{'task_id':'t1','state':'Running'},"
-                "{'task_id':'t2','state':'Running'}]}}");
+    expect_body("{'code':200,'data':{'tasks':[{'task_id':'t1','state':'Running','matches_shown':10},"
+                "{'task_id':'t2','state':'Running','matches_shown':10}]}}");
     mgr.no_data = true;
     ask("{'request_type':'list','request_data':null}");
     expect_body("{'code':200,'data':{'tasks':[]}}");

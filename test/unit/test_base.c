@@ -237,6 +237,35 @@ static void hex_digits(void **state)
         assert_int_equal(hex_digit(*p), -1);
 }
 
+static void clock_texts(void **state)
+{
+    static const struct {
+        const char *text;
+        uint64_t ms; /* 0: not a time */
+    } cases[] = {
+        {"2026-11-30T20:00:00Z", 1796068800000},     {"2026-11-30t20:00:00.125z", 1796068800125},
+        {"2026-11-30T20:00:00.1Z", 1796068800100},   {"2026-11-30T20:00:00.123456Z", 1796068800123},
+        {"2026-11-30T21:30:00+01:30", 1796068800000}, {"2026-11-30T15:00:00-05:00", 1796068800000},
+        {"2026-02-29T00:00:00Z", 0},                 {"2026-13-01T00:00:00Z", 0},
+        {"2026-11-30T24:00:00Z", 0},                 {"2026-11-30T20:00:00", 0},
+        {"2026-11-30T20:00:00.Z", 0},                {"2026-11-30 20:00:00Z", 0},
+        {"2026-11-30T20:00:00Z ", 0},                {"2026-11-30T20:00:00+25:00", 0},
+        {"2026-11-30T20:00:00+0100", 0},             {"1960-01-01T00:00:00Z", 0},
+        {"", 0},                                     {"now", 0},
+    };
+    char text[CLOCK_CHARS];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        uint64_t ms = 0;
+
+        if ((clock_parse(cases[i].text, &ms) == 0) != (cases[i].ms != 0) || ms != cases[i].ms)
+            fail_msg("%s: %llu", cases[i].text, (unsigned long long)ms);
+    }
+    clock_format(1796068800125, text);
+    assert_string_equal(text, "2026-11-30T20:00:00.125Z");
+}
+
 static void clock_units(void **state)
 {
     uint64_t ms = clock_mono_ms();
@@ -600,6 +629,7 @@ int main(void)
         cmocka_unit_test(mem_helpers),
         cmocka_unit_test(set_text_replaces),
         cmocka_unit_test(hex_digits),
+        cmocka_unit_test(clock_texts),
         cmocka_unit_test(clock_units),
         cmocka_unit_test(buf_last_unref_frees),
         cmocka_unit_test(buf_in_evbuffer),

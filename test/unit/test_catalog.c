@@ -213,7 +213,7 @@ static void on_ready(void *arg)
     struct log *log = arg;
 
     log->ready++;
-    log->incomplete = log->incomplete || !catalog_ready(log->c);
+    log->incomplete = log->incomplete || !log->c->ops->ready(log->c);
 }
 
 static void on_collection(void *arg, const struct src_collection *c)
@@ -910,7 +910,7 @@ static void a_snapshot_waits_for_etcd(void **state)
     c = catalog_open(loop, etcd, root, "meta");
     subscribe(&log, c);
     WAIT_FOR(loop, log.troubles == 1);
-    assert_false(catalog_ready(c));
+    assert_false(c->ops->ready(c));
     etcd_server_run(&server);
     WAIT_FOR(loop, log.ready == 1);
     assert_int_equal(log.over, 1);

@@ -265,7 +265,7 @@ static const struct wal_port_ops keeping_ops = {.open = w_open,   .pause = w_not
                                                 .id_encode = w_encode, .id_decode = w_decode};
 static struct wal_port wal = {&w_ops, "fake", "sourceConfig.fake"};
 
-/* ---- source: an empty catalog ----------------------------------------------------------------------------- */
+/* ---- source: an empty catalog, for tasks ----------------------------------------------------------------------------- */
 
 struct cat_call { /* a subscription or a sync */
     LIST_ENTRY(cat_call) entry;
@@ -323,11 +323,30 @@ static void c_unsubscribe(struct catalog *c, void *handle)
     cat_forget(handle);
 }
 
-static const struct src_collection *c_none(struct catalog *c, int64_t id)
+static struct src_collection *source; /* what is there when somebody asks */
+static size_t n_source;
+static bool catalog_is_ready = true;
+
+static const struct src_collection *c_next(struct catalog *c, int64_t after)
 {
     (void)c;
-    (void)id;
+    for (size_t i = 0; i < n_source; i++)
+        if (source[i].id > after)
+            return &source[i];
     return NULL;
+}
+
+static const struct src_collection *c_get(struct catalog *c, int64_t id)
+{
+    const struct src_collection *sc = c_next(c, id - 1);
+
+    return sc && sc->id == id ? sc : NULL;
+}
+
+static bool c_ready(const struct catalog *c)
+{
+    (void)c;
+    return catalog_is_ready;
 }
 
 static void c_sync(struct catalog *c, catalog_sync_fn done, void *arg)
@@ -348,7 +367,7 @@ static void c_sync_cancel(struct catalog *c, void *arg)
     }
 }
 
-static const struct catalog_ops c_ops = {c_subscribe, c_unsubscribe, c_none, c_none, c_sync, c_sync_cancel};
+static const struct catalog_ops c_ops = {c_subscribe, c_unsubscribe, c_get, c_next, c_sync, c_sync_cancel, c_ready};
 static struct catalog catalog = {&c_ops};
 
 /* ---- manager ------------------------------------------------------------------------------------------------ */
@@ -647,6 +666,70 @@ static void test_create_makes_a_running_task(void **state)
     json_decref(o);
     assert_null(manager_task_json(mgr, "t3"));
     assert_null(manager_task_json(mgr, NULL));
+}
+
+static struct reply create_from_backup(const char *coll, const char *channels)
+{
+    char more[300];
+
+    snprintf(more, sizeof(more), ",'start':{'backup':{'infos':[{'collection_name':'%s','channel_checkpoints':{%s}}]}}", coll,
+             channels);
+    return create_with("t1", coll, more);
+}
+
+/* Before anything is asked of the queue. */
+static void test_given_positions_must_fit(void **state)
+{
+    static const char both[] = "'p_7v0':'CgFwEgEB','q_7v1':'CgFxEgEB'";
+    struct src_shard shards[] = {{.vchannel = (char *)"p_7v0", .pchannel = (char *)"p"},
+                                 {.vchannel = (char *)"q_7v1", .pchannel = (char *)"q"}};
+    struct src_collection list[] = {{.id = 7, .db_name = (char *)"default", .name = (char *)"a", .state = SRC_ALIVE,
+                                     .shards = shards, .n_shards = 2},
+                                    {.id = 8, .db_name = (char *)"default", .name = (char *)"gone", .state = SRC_DROPPING}};
+
+    (void)state;
+    source = list;
+    n_source = 2;
+    bad(create_from_backup("a", "'p_9v0':'CgFwEgEB'"), ERR_INVALID, "id 9, which the source does not have");
+    bad(create_from_backup("gone", "'p_8v0':'CgFwEgEB'"), ERR_INVALID, "id 8, which the source does not have");
+    bad(create_from_backup("b", both), ERR_INVALID, "default.b are of the collection with the id 7, which is default.a");
+    bad(create_from_backup("a", "'p_7v0':'CgFwEgEB'"), ERR_INVALID, "the positions of default.a lack its channel q_7v1");
+    bad(create_from_backup("a", "'p_7v0':'CgFwEgEB','p_7v1':'CgFwEgEB'"), ERR_INVALID,
+        "have the channel p_7v1, which is none of its");
+    assert_null(manager_task_json(mgr, "t1"));
+    n_source = 0;
+}
+
+static void test_matches_are_shown(void **state)
+{
+    struct src_collection list[] = {
+        {.id = 1, .db_name = (char *)"default", .name = (char *)"tmp_a", .state = SRC_ALIVE},
+        {.id = 2, .db_name = (char *)"d", .name = (char *)"a", .state = SRC_ALIVE},
+        {.id = 3, .db_name = (char *)"default", .name = (char *)"tmp_gone", .state = SRC_DROPPING},
+        {.id = 4, .db_name = (char *)"default", .name = (char *)"tmp_x", .state = SRC_ALIVE},
+        {.id = 5, .db_name = (char *)"default", .name = (char *)"tmp_b", .state = SRC_ALIVE},
+        {.id = 6, .db_name = (char *)"default", .name = (char *)"other", .state = SRC_ALIVE},
+    };
+    json_t *o = json_object(), *want;
+
+    (void)state;
+    good(create_with("t1", "tmp_*", ",'exclude':['tmp_x'],'name_mapping':[{'source_db':'default','target_db':'e',"
+                                    "'collection_mapping':{'tmp_*':'c_*'}}]"));
+    source = list;
+    n_source = sizeof(list) / sizeof(list[0]);
+    catalog_is_ready = false;
+    manager_add_matches(mgr, "t1", 5, o);
+    assert_int_equal(json_object_size(o), 0); /* nobody knows */
+    catalog_is_ready = true;
+    manager_add_matches(mgr, "t1", 1, o);
+    want = json_pack("{s:[{s:s, s:s, s:s, s:s, s:i}], s:i}", "matches", "database", "default", "collection", "tmp_a",
+                     "target_database", "e", "target_collection", "c_a", "id", 1, "matches_total", 2);
+    assert_true(json_equal(o, want));
+    manager_add_matches(mgr, "t1", 5, o);
+    assert_int_equal(json_array_size(json_object_get(o, "matches")), 2);
+    json_decref(want);
+    json_decref(o);
+    n_source = 0;
 }
 
 static void test_a_task_without_an_id_gets_one(void **state)
@@ -1443,6 +1526,8 @@ int main(void)
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(test_create_makes_a_running_task),
+        T(test_given_positions_must_fit),
+        T(test_matches_are_shown),
         T(test_a_task_without_an_id_gets_one),
         T(test_a_task_shows_only_once_it_is_stored),
         T(test_a_target_that_is_no_standby_is_refused),

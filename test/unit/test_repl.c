@@ -116,7 +116,9 @@ static struct wal_reader *w_open(struct wal_port *w, const char *topic, const st
     r->topic = topic_get(topic);
     r->cbs = *cbs;
     r->arg = arg;
-    if (!start->earliest) {
+    if (start->earliest) {
+        r->next = r->topic->first;
+    } else {
         while (r->next < r->topic->n && r->topic->msgs[r->next].id < start->pos.minor)
             r->next++;
         if (r->next == r->topic->n || r->topic->msgs[r->next].id != start->pos.minor || r->next < r->topic->first)
@@ -466,7 +468,12 @@ static void c_sync_cancel(struct catalog *c, void *arg)
     (void)arg;
     cat_sync_fn = NULL;
 }
-static const struct catalog_ops c_ops = {c_subscribe, c_unsubscribe, c_get, c_next, c_sync, c_sync_cancel};
+static bool c_ready(const struct catalog *c)
+{
+    (void)c;
+    return true;
+}
+static const struct catalog_ops c_ops = {c_subscribe, c_unsubscribe, c_get, c_next, c_sync, c_sync_cancel, c_ready};
 static struct catalog catalog = {&c_ops};
 
 static struct model_coll *coll_create(const char *name, int n_shards, int first_channel, bool silent)
@@ -1387,14 +1394,18 @@ static struct repl_budget budget;
 static bool is_started, is_fatal, is_stopped, from_start;
 static size_t room_bytes; /* of copies; 0: nothing is copied */
 static char fatal_text[1000];
+static const char *given_vchannel; /* with a position; no id: none */
+static uint64_t given_id, given_tt, start_tt;
+static const char *check_text; /* why the given positions do not fit; NULL: they do */
+static const char *merged; /* all collections have this name on the target; NULL: their own */
 
 static bool sel_match(void *ctx, const char *db, const char *name, struct repl_match *ret)
 {
     (void)ctx;
     if (name[0] == 'x')
         return false; /* not selected */
-    *ret = (struct repl_match){.target_db = db, .target_name = name, .use_start_position = from_start,
-                                .snapshot = room_bytes > 0};
+    *ret = (struct repl_match){.target_db = db, .target_name = merged ? merged : name, .use_start_position = from_start,
+                               .snapshot = room_bytes > 0};
     return true;
 }
 static bool sel_db(void *ctx, const char *db, const char **ret)
@@ -1406,11 +1417,18 @@ static bool sel_db(void *ctx, const char *db, const char **ret)
 static bool sel_pos(void *ctx, const char *v, const uint8_t **id, size_t *len, uint64_t *tt)
 {
     (void)ctx;
-    (void)v;
-    (void)id;
-    (void)len;
-    (void)tt;
-    return false;
+    if (!given_id || strcmp(v, given_vchannel) != 0)
+        return false;
+    *id = (const uint8_t *)&given_id;
+    *len = 8;
+    *tt = given_tt;
+    return true;
+}
+static int sel_check(void *ctx, struct catalog *c, struct err *err)
+{
+    (void)ctx;
+    (void)c;
+    return check_text ? err_set(err, ERR_INVALID, ERRC_USER, "%s", check_text) : 0;
 }
 static void on_fatal(void *arg, const struct err *err)
 {
@@ -1441,9 +1459,10 @@ static void task_make(void)
                                                   .budget = &budget});
     task = repl_task_new(&(struct repl_task_options){
         .loop = loop, .id = "task", .hub = hub, .sink = &sink, .catalog = &catalog, .wal = &wal, .store = &store,
-        .selection = {.match = sel_match, .match_db = sel_db, .position = sel_pos}, .budget = &budget,
+        .selection = {.match = sel_match, .match_db = sel_db, .position = sel_pos, .check = sel_check}, .budget = &budget,
         .rows = room_bytes ? &rows_model_port : NULL, .copy_room = &copy_room,
-        .task_bytes = 1 << 20, .span_ms = span_ms, .accept_gap = accept_gap, .replicate_chan = "replicate", .on_fatal = on_fatal});
+        .task_bytes = 1 << 20, .span_ms = span_ms, .start_tt = start_tt,
+        .strict_start = !accept_gap, .accept_gap = accept_gap, .replicate_chan = "replicate", .on_fatal = on_fatal});
     is_started = is_fatal = false;
     repl_task_start(task, on_started, NULL);
 }
@@ -1722,6 +1741,9 @@ static int teardown(void **state)
     timer_release(&commit_timer);
     violations = doubts = fail_percent = 0;
     from_start = commits_hang = false;
+    merged = check_text = NULL;
+    given_id = start_tt = 0;
+    accept_gap = false;
     span_ms = 0;
     room_bytes = most_room = 0;
     rows_model = (struct rows_faults){0};
@@ -2078,6 +2100,209 @@ static void test_lost_position(void **state)
 }
 
 /* The user was told what is missing and resumed all the same. */
+static void until_fatal(const char *text)
+{
+    uint64_t limit = clock_mono_ms() + 3000;
+
+    while (!is_fatal && clock_mono_ms() < limit)
+        loop_once(loop, false);
+    assert_true(is_fatal);
+    if (!strstr(fatal_text, text))
+        fail_msg("%s instead of %s", fatal_text, text);
+}
+
+/* A time for all rows of a collection that are on the target: at least, at most. */
+static void target_times(const char *name, uint64_t *ret_min, uint64_t *ret_max)
+{
+    const struct t_coll *t = t_by_name(name);
+
+    *ret_min = UINT64_MAX;
+    *ret_max = 0;
+    for (size_t i = 0; i < t->n_rows; i++) {
+        *ret_min = t->rows[i].tt < *ret_min ? t->rows[i].tt : *ret_min;
+        *ret_max = t->rows[i].tt > *ret_max ? t->rows[i].tt : *ret_max;
+    }
+}
+
+static void until_key(struct model_coll *c, int shard, int key)
+{
+    uint64_t limit = clock_mono_ms() + 5000;
+
+    while (target_value(t_by_name(c->sc.name), shard, key) != c->keys[shard][key].value && clock_mono_ms() < limit) {
+        write_tick();
+        spin(5);
+    }
+    assert_int_equal(target_value(t_by_name(c->sc.name), shard, key), c->keys[shard][key].value);
+}
+
+/* What is up to the time is skipped. The rest gets times above the start: rows may have been restored meanwhile. */
+static void test_start_at_a_time(void **state)
+{
+    struct model_coll *c, *later;
+    uint64_t began = tt_from_ms(clock_wall_ms()), min, max;
+
+    (void)state;
+    rnd_state = 11;
+    c = coll_create("a", 2, 0, true);
+    write_insert(c, 0, 1, next_tt());
+    write_tick();
+    write_insert(c, 1, 1, start_tt = next_tt());
+    write_insert(c, 0, 2, next_tt());
+    write_tick();
+    later = coll_create("b", 1, 1, true);
+    write_insert(later, 0, 3, next_tt());
+    write_tick();
+    start_and_wait();
+    write_insert(c, 1, 4, next_tt());
+    until_key(c, 0, 2);
+    until_key(c, 1, 4);
+    until_key(later, 0, 3);
+    assert_int_equal(target_value(t_by_name("a"), 0, 1), 0);
+    assert_int_equal(target_value(t_by_name("a"), 1, 1), 0);
+    target_times("a", &min, &max);
+    if (!portable && began > now_tt)
+        assert_true(min >= began);
+    task_crash();
+    task_make();
+    write_insert(c, 0, 5, next_tt());
+    until_key(c, 0, 5);
+    assert_int_equal(target_value(t_by_name("a"), 0, 1), 0);
+    assert_int_equal(violations, 0);
+}
+
+/* The queue has removed what was written since: the task does not start, or goes on with what there is. */
+static void test_start_at_a_time_that_is_gone(void **state)
+{
+    struct model_coll *c;
+    char asked[CLOCK_CHARS], there[CLOCK_CHARS];
+
+    (void)state;
+    rnd_state = 12;
+    c = coll_create("a", 1, 0, true);
+    write_tick();
+    start_tt = next_tt();
+    write_insert(c, 0, 1, next_tt());
+    write_tick();
+    now_tt += tt_from_ms(60000);
+    topics[0].first = topics[0].n;
+    write_insert(c, 0, 2, next_tt());
+    write_tick();
+    clock_format(tt_to_ms(start_tt), asked);
+    clock_format(tt_to_ms(last_tick), there);
+    task_make();
+    until_fatal(asked);
+    assert_non_null(strstr(fatal_text, there));
+    assert_non_null(strstr(fatal_text, "src-dml_0"));
+    assert_false(is_started);
+    task_crash();
+
+    accept_gap = true;
+    start_and_wait();
+    until_key(c, 0, 2);
+    assert_int_equal(target_value(t_by_name("a"), 0, 1), 0);
+    task_crash();
+    while (n_st_ckpt) /* as if it was never there */
+        ckpt_release(&st_ckpt[--n_st_ckpt]);
+    while (n_st_coll)
+        free(st_coll[--n_st_coll].json);
+    accept_gap = false;
+    start_tt = last_tick + tt_from_ms(11000);
+    start_and_wait(); /* long enough after the first tick that there is */
+}
+
+static void given_position_is(const struct model_coll *c, int shard, uint64_t id)
+{
+    given_vchannel = c->sc.shards[shard].vchannel;
+    given_id = id;
+}
+
+/* A position that the queue does not have any more is told before the task starts. */
+static void test_given_position(void **state)
+{
+    struct model_coll *c;
+    uint64_t limit;
+
+    (void)state;
+    rnd_state = 13;
+    c = coll_create("a", 1, 0, true);
+    write_insert(c, 0, 1, next_tt());
+    write_tick();
+    given_position_is(c, 0, topics[0].msgs[topics[0].n - 1].id);
+    given_tt = last_tick;
+    write_insert(c, 0, 2, next_tt());
+    write_tick();
+    topics[0].first = topics[0].n;
+    write_tick();
+    task_make();
+    until_fatal("the position given for src-dml_0_100v0 of default.a is not in the queue any more");
+    assert_non_null(strstr(fatal_text, "position is gone"));
+    assert_false(is_started);
+    task_crash();
+
+    topics[0].first = 0;
+    check_text = "it does not fit";
+    task_make();
+    until_fatal("it does not fit");
+    task_crash();
+
+    check_text = NULL;
+    start_and_wait();
+    until_key(c, 0, 2);
+    assert_int_equal(target_value(t_by_name("a"), 0, 1), 0);
+    limit = clock_mono_ms() + 100;
+    while (clock_mono_ms() < limit)
+        spin(1);
+    assert_int_equal(violations, 0);
+}
+
+/* Two collections of the source with one name on the target are never merged: the task stops, until one is gone. */
+static void test_two_with_one_name(void **state)
+{
+    struct model_coll *one, *two;
+    uint64_t limit = clock_mono_ms() + 3000;
+
+    (void)state;
+    rnd_state = 9;
+    merged = "m";
+    one = coll_create("one", 1, 0, true);
+    write_tick();
+    start_and_wait();
+    write_insert(one, 0, 1, next_tt());
+    write_tick();
+    two = coll_create("two", 1, 1, false);
+    write_insert(two, 0, 2, next_tt());
+    write_tick();
+    until_fatal("default.one and default.two would both be default.m on the target");
+    task_crash();
+    task_make(); /* resumed too early: the same */
+    until_fatal("default.one and default.two");
+    task_crash();
+    coll_drop(two, true);
+    task_make();
+    write_insert(one, 0, 3, next_tt());
+    while (target_value(t_by_name("m"), 0, 3) != one->keys[0][3].value && clock_mono_ms() < limit) {
+        write_tick();
+        spin(5);
+    }
+    assert_true(target_value(t_by_name("m"), 0, 1) == one->keys[0][1].value);
+    assert_true(target_value(t_by_name("m"), 0, 3) == one->keys[0][3].value);
+    assert_int_equal(target_value(t_by_name("m"), 0, 2), 0);
+}
+
+/* Both are there when the task is made: it does not begin. */
+static void test_two_with_one_name_at_the_start(void **state)
+{
+    (void)state;
+    rnd_state = 10;
+    merged = "m";
+    coll_create("one", 1, 0, true);
+    coll_create("two", 1, 1, true);
+    write_tick();
+    task_make();
+    until_fatal("default.one and default.two would both be default.m on the target");
+    assert_false(is_started);
+}
+
 static void test_accepted_gap(void **state)
 {
     uint64_t limit = clock_mono_ms() + 3000;
@@ -3139,6 +3364,11 @@ int main(void)
         T(test_name_reused_before_drop_message),
         T(test_drop_while_down),
         T(test_lost_position),
+        T(test_start_at_a_time),
+        T(test_start_at_a_time_that_is_gone),
+        T(test_given_position),
+        T(test_two_with_one_name),
+        T(test_two_with_one_name_at_the_start),
         T(test_accepted_gap),
         T(test_wrong_queue),
         T(test_dropped_while_it_was_made),

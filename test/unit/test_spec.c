@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "base/base64.h"
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/mem.h"
 #include "base/pbwire.h"
@@ -140,9 +141,29 @@ static const struct {
     {SELECT("'collection_infos':[{}]"), ERR_INVALID, "collection's name is empty"},
     {SELECT("'collection_infos':[null]"), ERR_INVALID, "collection's name is empty"},
     {SELECT("'collection_infos':[{'name':'" A257 "'}]"), ERR_INVALID, "257 bytes, allowed are 256"},
-    {SELECT("'collection_infos':[{'name':'a.b'}]"), ERR_INVALID, "dot"},
+    {SELECT("'collection_infos':[{'name':'a.b.c'}]"), ERR_INVALID, "a.b.c: the collection's name has a dot in it: b.c"},
+    {SELECT("'collection_infos':[{'name':'a.'}]"), ERR_INVALID, "a.: the collection's name is empty"},
+    {SELECT("'collection_infos':[{'name':'.a'}]"), ERR_INVALID, ".a: the database's name is empty"},
+    {SELECT("'collection_infos':[{'name':'d.a*b'}]"), ERR_INVALID,
+     "d.a*b: the collection's name is a*b: a `*` can only stand at its end"},
+    {SELECT("'collection_infos':[{'name':'**'}]"), ERR_INVALID, "is **: a `*` can only stand at its end"},
+    {SELECT("'db_collections':{'d':[{'name':'d.a'}]}"), ERR_INVALID, "the collection's name has a dot in it: d.a"},
+    {SELECT("'db_collections':{'d*e':[{'name':'a'}]}"), ERR_INVALID, "the database's name is d*e"},
+    {SELECT("'collection_infos':[{'name':'ab*'},{'name':'abc*'}]"), ERR_INVALID, "default.ab* and default.abc*"},
+    {SELECT("'collection_infos':[{'name':'d*.*'},{'name':'dd.x'}]"), ERR_INVALID, "d*.* and dd.x"},
+    {SELECT("'collection_infos':[{'name':'tmp_*','positions':{'p_1v0':''}}]"), ERR_INVALID, "default.tmp_*: a pattern"},
+    /* exclusions */
+    {SELECT("'collection_infos':[{'name':'d.*'}],'exclude':['d.a*b']"), ERR_INVALID,
+     "exclude: d.a*b: the collection's name is a*b"},
+    {SELECT("'collection_infos':[{'name':'d.*'}],'exclude':['e.a']"), ERR_INVALID,
+     "exclude has e.a, of which the task selects nothing"},
+    {SELECT("'collection_infos':[{'name':'d.*'}],'exclude':['a']"), ERR_INVALID, "exclude has a,"},
+    {SELECT("'collection_infos':[{'name':'d.*'},{'name':'e.x'}],'exclude':['e.*']"), ERR_INVALID,
+     "e.x is selected, and excluded as a whole"},
+    {SELECT("'collection_infos':[{'name':'d.*'}],'exclude':[7]"), ERR_PROTO, "exclude[0] must be a string"},
+    {SELECT("'collection_infos':[{'name':'d.*'}],'exclude':'d.a'"), ERR_PROTO, "exclude must be an array"},
     {SELECT("'collection_infos':[{'name':'*','positions':{'p_1v0':''}}]"), ERR_INVALID,
-     "`*` cannot have positions"},
+     "default.*: a pattern with a `*` cannot have positions"},
     {SELECT("'collection_infos':[{'name':'a'},{'name':'a'}]"), ERR_INVALID, "same collection"},
     {SELECT("'collection_infos':[{'name':'*'},{'name':'a'}]"), ERR_INVALID, "same collection"},
     {SELECT("'db_collections':{'d':[{'name':'a'}],'*':[{'name':'*'}]}"), ERR_INVALID,
@@ -187,6 +208,17 @@ static const struct {
     {WITH("'name_mapping':[{'source_db':'default','target_db':'x.y'}]"), ERR_INVALID, "dot"},
     {WITH("'name_mapping':[{'source_db':'default','target_db':'x','collection_mapping':{'a':''}}]"),
      ERR_INVALID, "target collection is empty"},
+    {SELECT("'collection_infos':[{'name':'*'}],'name_mapping':[{'source_db':'default','target_db':'x',"
+            "'collection_mapping':{'a*':'b'}}]"),
+     ERR_INVALID, "default.a* -> b: either both end with a `*`, or none"},
+    {SELECT("'collection_infos':[{'name':'tmp_*'}],'name_mapping':[{'source_db':'default','target_db':'x',"
+            "'collection_mapping':{'a':'b'}}]"),
+     ERR_INVALID, "default.a, which the task does not select"},
+    {SELECT("'collection_infos':[{'name':'*'}],'exclude':['a'],'name_mapping':[{'source_db':'default',"
+            "'target_db':'x','collection_mapping':{'a':'b'}}]"),
+     ERR_INVALID, "default.a, which the task does not select"},
+    {SELECT("'collection_infos':[{'name':'d*.*'}],'name_mapping':[{'source_db':'d*','target_db':'x'}]"), ERR_INVALID,
+     "source_db is d*: a `*` cannot be in it"},
     {WITH("'name_mapping':[{'source_db':'default','target_db':'x'},"
           "{'source_db':'default','target_db':'y'}]"),
      ERR_INVALID, "default twice"},
@@ -401,7 +433,7 @@ static void id_larger_than_any_queues_is_refused(void **state)
 
 /* ---- selection and names on the target */
 
-static void check_match(const struct task_spec *s, const char *db, const char *name, const char *want)
+static void check_match(struct task_spec *s, const char *db, const char *name, const char *want)
 {
     const struct spec_collection *c = NULL;
     const char *to_db = "", *to_name = "";
@@ -455,6 +487,69 @@ static void selections_match(void **state)
     s = good(SELECT("'collection_infos':[{'name':'*'}]"));
     check_match(s, "default", "any", "default.any");
     check_match(s, "d", "any", "-");
+    spec_free(s);
+}
+
+static void patterns_match(void **state)
+{
+    struct task_spec *s = good(SELECT("'collection_infos':[{'name':'tmp_*'},{'name':'d.*'},{'name':'shop_*.order*'},"
+                                      "{'name':'e.x'}],'exclude':['tmp_a','d.x*','shop_2.*']"));
+
+    (void)state;
+    check_match(s, "default", "tmp_", "default.tmp_");
+    check_match(s, "default", "tmp_b", "default.tmp_b");
+    check_match(s, "default", "tmp_a", "-");
+    check_match(s, "default", "tmp", "-");
+    check_match(s, "d", "any", "d.any");
+    check_match(s, "d", "x", "-");
+    check_match(s, "d", "xy", "-");
+    check_match(s, "shop_1", "orders", "shop_1.orders");
+    check_match(s, "shop_1", "order", "shop_1.order");
+    check_match(s, "shop_1", "items", "-");
+    check_match(s, "shop_2", "orders", "-");
+    check_match(s, "shop", "orders", "-");
+    check_match(s, "e", "x", "e.x");
+    check_match(s, "e", "y", "-");
+    check_db(s, "shop_1", "shop_1");
+    check_db(s, "shop_2", "-");
+    check_db(s, "d", "d");
+    check_db(s, "f", "-");
+    spec_free(s);
+
+    s = good(SELECT("'collection_infos':[{'name':'*.*'}],'exclude':['*.scratch','secret*.*']"));
+    check_match(s, "any", "thing", "any.thing");
+    check_match(s, "any", "scratch", "-");
+    check_match(s, "secret_1", "a", "-");
+    check_db(s, "any", "any");
+    check_db(s, "secret", "-");
+    spec_free(s);
+
+    s = good(SELECT("'db_collections':{'shop_*':[{'name':'a*'},{'name':'b'}]}"));
+    check_match(s, "shop_1", "ab", "shop_1.ab");
+    check_match(s, "shop_1", "b", "shop_1.b");
+    check_match(s, "shop_1", "bb", "-");
+    check_match(s, "shop", "b", "-");
+    spec_free(s);
+}
+
+static void pairs_of_patterns_make_names(void **state)
+{
+    struct task_spec *s = good(SELECT(
+        "'collection_infos':[{'name':'*.*'}],'name_mapping':["
+        "{'source_db':'d','target_db':'dd'},"
+        "{'source_db':'d','target_db':'x','collection_mapping':{'tmp_*':'copy_*','tmp_long*':'l*','tmp_a':'one'}},"
+        "{'source_db':'e','target_db':'e','collection_mapping':{'*':'bak_*'}}]"));
+
+    (void)state;
+    check_match(s, "d", "tmp_1", "x.copy_1");
+    check_match(s, "d", "tmp_", "x.copy_");
+    check_match(s, "d", "tmp_longer", "x.ler"); /* the longest beginning wins, the name itself over all */
+    check_match(s, "d", "tmp_a", "x.one");
+    check_match(s, "d", "tmp_ab", "x.copy_ab");
+    check_match(s, "d", "other", "dd.other");
+    check_match(s, "e", "a", "e.bak_a");
+    check_match(s, "f", "tmp_1", "f.tmp_1");
+    check_db(s, "d", "dd");
     spec_free(s);
 }
 
@@ -523,8 +618,12 @@ static void overlaps(const char *new_db, const char *new_name, const char *db, c
     else
         spec_add_exclusions(a, b);
     assert_int_equal(a->n_exclude, excluded ? 1 : 0);
-    if (excluded)
-        assert_string_equal(a->exclude[0], excluded);
+    if (excluded) {
+        char *got = xasprintf("%s.%s", a->exclude[0].db, a->exclude[0].name);
+
+        assert_string_equal(got, excluded);
+        free(got);
+    }
     free(text);
     spec_free(a);
     spec_free(b);
@@ -548,6 +647,56 @@ static void overlap_of_two_tasks(void **state)
     overlaps("*", "*", "d", "*", false, "d.*");
     overlaps("*", "a", "d", "*", false, "d.a"); /* neither covers the other */
     overlaps("d", "*", "*", "a", false, "d.a");
+    overlaps("d", "tmp_1", "d", "tmp_*", true, NULL);
+    overlaps("d", "tmp_*", "d", "tmp_*", true, NULL);
+    overlaps("d", "tmp_x*", "d", "tmp_*", true, NULL);
+    overlaps("d", "tmp_*", "*", "*", true, NULL);
+    overlaps("d", "tmp_*", "d", "tmp_x*", false, "d.tmp_x*");
+    overlaps("d", "tmp_*", "d", "tmp_1", false, "d.tmp_1");
+    overlaps("d", "tmp_*", "d", "tm", false, NULL);
+    overlaps("d*", "a", "dd", "*", false, "dd.a");
+    overlaps("d*", "*", "d", "a*", false, "d.a*");
+    overlaps("d*", "a*", "*", "*", true, NULL);
+    overlaps("d*", "a*", "e*", "a*", false, NULL);
+}
+
+/* What a task excludes by its user's wish is free: for a smaller task, and for a larger one that is made later. */
+static void what_another_task_excludes_is_free(void **state)
+{
+    struct task_spec *b = good(SELECT("'collection_infos':[{'name':'d.*'}],'exclude':['d.tmp_*','d.x']"));
+    struct task_spec *tmp = db_task("d", "tmp_1*"), *part = db_task("d", "t*"), *all = db_task("*", "*"), *loaded;
+    struct err err = {0};
+    char *text = spec_overlap(part, b), *json;
+
+    (void)state;
+    assert_null(spec_overlap(tmp, b));
+    assert_non_null(text); /* the task has the rest of it */
+    assert_null(spec_overlap(all, b));
+    spec_add_exclusions(all, tmp);
+    spec_add_exclusions(all, b);
+    json = spec_to_store_json(all);
+    loaded = spec_from_store("all", json, &err);
+    assert_non_null(loaded);
+    check_match(loaded, "d", "a", "-");
+    check_match(loaded, "d", "x", "d.x");
+    check_match(loaded, "d", "tmp_2", "d.tmp_2");
+    check_match(loaded, "d", "tmp_12", "-"); /* the other task's */
+    check_match(loaded, "e", "a", "e.a");
+    check_db(loaded, "d", "d");
+    spec_free(loaded);
+    free(json);
+    json = spec_to_store_json(b); /* the user's own exclusions come from the request, once */
+    loaded = spec_from_store("b", json, &err);
+    assert_int_equal(loaded->n_exclude, 2);
+    check_match(loaded, "d", "tmp_1", "-");
+    check_match(loaded, "d", "a", "d.a");
+    spec_free(loaded);
+    free(json);
+    free(text);
+    spec_free(all);
+    spec_free(part);
+    spec_free(tmp);
+    spec_free(b);
 }
 
 static void exclusions_are_honoured_and_stored(void **state)
@@ -740,7 +889,7 @@ static void start_is_checked(void **state)
     (void)state;
     refused_start(TO_H ",'start':'snapshot'}", false, "sourceConfig.milvus.uri");
     refused_start(TO_H ",'start':'snapshot','mode':'standby'}", true, "milvus-backup");
-    refused_start(TO_H ",'start':'tomorrow'}", true, "allowed are now, earliest and snapshot");
+    refused_start(TO_H ",'start':'tomorrow'}", true, "start is tomorrow, allowed are now, earliest, snapshot, a time (");
     refused_start(TO_H ",'load_for_snapshot':true}", true, "start is not snapshot");
     refused_start(TO_H ",'mode':'fast'}", true, "allowed are auto, standby and portable");
     l.source_readable = true;
@@ -754,12 +903,102 @@ static void start_is_checked(void **state)
     json_decref(o);
 }
 
+static void start_is_a_time(void **state)
+{
+    static const struct {
+        const char *start;
+        uint64_t tt;
+    } cases[] = {
+        {"'2023-11-14T22:13:20Z'", UINT64_C(1700000000000) << TT_LOGICAL_BITS},
+        {"'2023-11-14T23:13:20.25+01:00'", UINT64_C(1700000000250) << TT_LOGICAL_BITS},
+        {"1700000000000", UINT64_C(1700000000000) << TT_LOGICAL_BITS},
+        {"445644800000000007", UINT64_C(445644800000000007)},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        char *text = xasprintf(TO_H ",'accept_gap':true,'start':%s}", cases[i].start), *json;
+        struct task_spec *s = good(text), *l;
+        struct err err = {0};
+        json_t *o = spec_public_json(s);
+
+        assert_int_equal(s->start, SPEC_TIME);
+        assert_true(s->accept_gap && s->start_tt == cases[i].tt && !spec_has_positions(s));
+        assert_int_equal(strncmp(json_string_value(json_object_get(o, "start")), "2023-11-14T22:13:20.", 20), 0);
+        json = spec_to_store_json(s);
+        l = spec_from_store("t", json, &err);
+        assert_non_null(l);
+        assert_true(l->start == SPEC_TIME && l->start_tt == cases[i].tt);
+        json_decref(o);
+        spec_free(l);
+        free(json);
+        spec_free(s);
+        free(text);
+    }
+    refused_start(TO_H ",'start':'2100-01-01T00:00:00Z'}", true, "start is 2100-01-01T00:00:00.000Z, which is in the future");
+    refused_start(TO_H ",'start':-5}", true, "start is -5");
+    refused_start(TO_H ",'start':0}", true, "start is 0");
+    refused_start(TO_H ",'start':1.5}", true, "start must be a string, an integer, or an object with backup");
+    refused_start(TO_H ",'start':{}}", true, "start must be a string");
+    refused_start(TO_H ",'start':{'backup':'x'}}", true, "start must be a string");
+}
+
+/* CgFwEgEB: channel p, id 01; CgFwEgECIAk=: id 02, time 9. */
+#define CHECKPOINTS "'channel_checkpoints':{'p_7v0':'CgFwEgEB','p_7v1':'CgFwEgECIAk='}"
+
+static void a_backup_has_positions(void **state)
+{
+    static const char *const forms[] = {
+        "{'collection_backups':[{'collection_name':'x','db_name':'d'},{'collection_name':'a'," CHECKPOINTS ",'partition_backups':[{}]}]}",
+        "{'infos':[{'collection_name':'a','db_name':'default'," CHECKPOINTS "}]}",
+        "{'code':0,'data':{'collection_backups':[{'collection_name':'a','db_name':''," CHECKPOINTS "}]}}",
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(forms) / sizeof(*forms); i++) {
+        char *text = xasprintf("{" URI "," ONE ",'start':{'backup':%s}}", forms[i]), *json;
+        struct task_spec *s = good(text), *l;
+        struct err err = {0};
+
+        json = spec_to_store_json(s);
+        assert_null(strstr(json, "partition_backups"));
+        l = spec_from_store("t", json, &err);
+        assert_non_null(l);
+        assert_int_equal(l->start, SPEC_BACKUP);
+        assert_int_equal(l->n_backup, 1);
+        assert_int_equal(l->backup[0].id, 7);
+        assert_string_equal(l->backup[0].db, "default");
+        assert_true(spec_has_positions(l));
+        assert_true(spec_find_position(l, "p_7v1")->tt == 9 && spec_find_position(l, "p_7v1")->id[0] == 2);
+        assert_null(spec_find_position(l, "p_7v2"));
+        spec_free(l);
+        spec_free(s);
+        free(json);
+        free(text);
+    }
+    refused(WITH("'start':{'backup':{'infos':[{'collection_name':'b'," CHECKPOINTS "}]}}"), ERR_INVALID,
+            "the backup has none of the selected collections");
+    refused(WITH("'start':{'backup':{'infos':[{'collection_name':'a'}]}}"), ERR_INVALID,
+            "the backup of default.a has no channel_checkpoints");
+    refused(WITH("'start':{'backup':{'infos':[{'collection_name':'a','channel_checkpoints':{'p_7v0':7}}]}}"), ERR_INVALID,
+            "the backup of default.a has no channel_checkpoints");
+    refused(WITH("'start':{'backup':{'infos':[{'collection_name':'a','channel_checkpoints':{'p':''}}]}}"), ERR_INVALID,
+            "the backup of default.a: the position key p is not a virtual channel");
+    refused(SELECT("'collection_infos':[{'name':'a','positions':{'p_1v0':'CgFwEgEB'}}],'start':{'backup':{'infos':["
+                   "{'collection_name':'a'," CHECKPOINTS "}]}}"),
+            ERR_INVALID, "default.a has positions, and start has a backup of it");
+    refused(WITH("'start':{'backup':{'infos':[{'collection_name':'a'," CHECKPOINTS "}],'rpc_channel_info':{'name':'other'}}}"),
+            ERR_INVALID, "rpc_channel_info.name is other");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_error_has_its_code),
         cmocka_unit_test(mode_is_chosen_once_and_kept),
         cmocka_unit_test(start_is_checked),
+        cmocka_unit_test(start_is_a_time),
+        cmocka_unit_test(a_backup_has_positions),
         cmocka_unit_test(errors_come_in_the_documented_order),
         cmocka_unit_test(errors_never_show_a_secret),
         cmocka_unit_test(address_is_built_as_documented),
@@ -770,7 +1009,10 @@ int main(void)
         cmocka_unit_test(positions_are_decoded),
         cmocka_unit_test(id_larger_than_any_queues_is_refused),
         cmocka_unit_test(selections_match),
+        cmocka_unit_test(patterns_match),
+        cmocka_unit_test(pairs_of_patterns_make_names),
         cmocka_unit_test(names_are_mapped),
+        cmocka_unit_test(what_another_task_excludes_is_free),
         cmocka_unit_test(swapped_names_are_no_conflict),
         cmocka_unit_test(overlap_of_two_tasks),
         cmocka_unit_test(exclusions_are_honoured_and_stored),
