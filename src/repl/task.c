@@ -158,14 +158,14 @@ static void kick_colls(struct repl_task *t, bool (*which)(const struct coll *c))
 
 static bool is_mapping(const struct coll *c)
 {
-    return c->state == COLL_MAPPING || c->state == COLL_COPYING;
+    return c->state == COLL_MAPPING || c->state == COLL_COPYING || c->rename_name;
 }
 
 static bool has_drop(const struct coll *c)
 {
     const struct part *p;
 
-    if (c->state == COLL_DROPPING || c->forced)
+    if (c->state == COLL_DROPPING || c->forced || c->rename_name)
         return true;
     COLL_EACH_PART(c, k, p)
         if (p->dropping)
@@ -480,14 +480,17 @@ static int join_place(struct repl_task *t, const struct src_collection *sc, size
 static void join_existing(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m)
 {
     struct coll_join *joins = xcalloc(sc->n_shards ? sc->n_shards : 1, sizeof(*joins));
+    struct coll *c = NULL;
     bool ok = !t->fatal;
 
     for (size_t i = 0; i < sc->n_shards && ok; i++)
         ok = join_place(t, sc, i, m, &joins[i]) == 0;
+    if (ok)
+        c = coll_new(t, sc, m, joins);
     if (ok && m->snapshot)
-        copy_new(coll_new(t, sc, m, joins));
-    else if (ok)
-        (void)coll_new(t, sc, m, joins);
+        copy_new(c);
+    if (ok)
+        meta_from_before(c);
     free(joins);
 }
 
