@@ -226,6 +226,8 @@ struct sink_call *target_describe_meta(struct sink *s, const char *db, const cha
 struct sink_call *target_change_meta(struct sink *s, const struct sink_change *change, sink_done_fn done, void *arg);
 struct sink_call *target_rename(struct sink *s, const char *db, const char *name, const char *new_db,
                                 const char *new_name, int64_t id, sink_done_fn done, void *arg);
+char **target_names_dup(const char *const *names, size_t n);
+void target_names_free(char **names, size_t n);
 /* An answer to CreateIndex: a user must change something, or it is passing trouble? Its text tells. */
 void target_sharpen_index(struct answer *a);
 struct sink_call *target_write(struct sink *s, const struct sink_write *w, sink_batch_fn done, void *arg);
