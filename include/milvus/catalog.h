@@ -1,7 +1,8 @@
 /*
  * catalog.h - the source's metadata, kept up to date from its etcd: snapshot, then watch from its revision.
  *
- * Implements struct catalog of repl/port.h.  Keys and rules: shared/reference/source.md section 3.
+ * Implements struct catalog of repl/port.h.  Keys and rules: shared/reference/source.md section 3.  Besides the root
+ * coordinator's, it looks at the keys of indexes (field-index/) and of what is loaded (querycoord-*-loadinfo/).
  *
  * A collection is shown when its value can be read and its database has a name; what changed together (one etcd
  * answer, a snapshot, a sync) is shown together.  A value that cannot be read is logged and the former one stays.
@@ -32,12 +33,10 @@ void catalog_close(struct catalog *c);
  * schema properties replicate.* and without the database's name.  Caller frees *ret_data.
  */
 void catalog_user_schema(const struct src_collection *c, uint8_t **ret_data, size_t *ret_len);
-/* The other things a create needs. Properties are borrowed key/value pairs, without replicate.*. */
+/* The other things a create needs. */
 struct catalog_props {
     int consistency_level;
     bool has_partition_key;
-    size_t n_properties;
-    const char *const *keys, *const *values;
 };
 const struct catalog_props *catalog_properties(const struct src_collection *c);
 #endif

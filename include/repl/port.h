@@ -129,7 +129,22 @@ struct src_partition {
     char *name;
     enum src_state state;
     uint64_t create_tt;
+    bool loaded;
 };
+
+struct src_pair {
+    char *key, *value;
+};
+
+struct src_index {
+    int64_t id;
+    char *field, *name;
+    bool vector;             /* a load needs it */
+    struct src_pair *params; /* as the user gave them */
+    size_t n_params;
+};
+
+enum src_load { SRC_RELEASED, SRC_LOADED_PARTITIONS /* single ones */, SRC_LOADED };
 
 struct src_shard {
     char *vchannel, *pchannel;
@@ -158,6 +173,15 @@ struct src_collection {
     int64_t *default_ids; /* fields with a default value: see msg_columns_defaults() */
     size_t n_default_ids;
     size_t row_bytes; /* of a row in an answer, about: vectors as they are, texts and the like by a guess */
+    /* What users set up beside the rows. Properties without those of a replica (replicate.*). */
+    struct src_index *indexes; /* by id */
+    size_t n_indexes;
+    enum src_load load; /* loaded, or being loaded */
+    unsigned replicas;
+    char **aliases;
+    size_t n_aliases;
+    const struct src_pair *properties;
+    size_t n_properties;
     void *impl; /* catalog's own: decoded schema, for the sink's create and compare (milvus/catalog.h) */
 };
 
@@ -165,7 +189,8 @@ struct catalog;
 struct catalog_cbs {
     /* The first snapshot is complete; and again after each re-snapshot (compaction). */
     void (*on_ready)(void *arg);
-    /* Something of this collection is new: it appeared, became alive, dropping, got partitions, was renamed.
+    /* Something of this collection is new: it appeared, became alive, dropping, got partitions, was renamed, or what
+     * users set up beside its rows.
      * A tombstone or a removed key comes as state SRC_DROPPING with the last known name and shards. */
     void (*on_collection)(void *arg, const struct src_collection *c);
     /* A database appeared (dropped false) or is gone. */
@@ -268,10 +293,51 @@ struct sink_write {
                                      Content moved; references stay references */
 };
 
+/* What users set up beside the rows of a collection of the target. */
+struct sink_index {
+    char *field, *name;
+    struct src_pair *params;
+    size_t n_params;
+};
+struct sink_meta {
+    struct sink_index *indexes;
+    size_t n_indexes;
+    bool loaded;            /* at least a part of it, or being loaded */
+    bool partitions_loaded; /* all that were asked about */
+    char **aliases;
+    size_t n_aliases;
+    struct src_pair *properties;
+    size_t n_properties;
+};
+
+enum sink_change_kind {
+    SINK_CREATE_INDEX,       /* field, name, pairs: its params */
+    SINK_DROP_INDEX,         /* field, name */
+    SINK_LOAD,               /* replicas */
+    SINK_LOAD_PARTITIONS,    /* names, replicas */
+    SINK_RELEASE,
+    SINK_RELEASE_PARTITIONS, /* names */
+    SINK_ALIAS,              /* name: made, or moved to this collection */
+    SINK_DROP_ALIAS,         /* name */
+    SINK_SET_PROPERTIES,     /* pairs */
+    SINK_DROP_PROPERTIES,    /* names */
+};
+struct sink_change {
+    enum sink_change_kind kind;
+    const char *db, *collection; /* the target's */
+    const char *field, *name;
+    const struct src_pair *pairs;
+    size_t n_pairs;
+    const char *const *names;
+    size_t n_names;
+    unsigned replicas;
+};
+
 struct sink;
 struct sink_call; /* an operation under way; a completed one is gone */
 
 typedef void (*sink_done_fn)(void *arg, const struct err *err); /* err NULL: done */
+typedef void (*sink_meta_fn)(void *arg, const struct err *err, const struct sink_meta *m);
 typedef void (*sink_collection_fn)(void *arg, const struct err *err, const struct sink_collection *c);
 /* doubt: the target may have taken (a part of) the request. target_pos: base64 of its last message id, or "". */
 typedef void (*sink_batch_fn)(void *arg, const struct err *err, bool doubt, const char *target_pos);
@@ -310,6 +376,18 @@ struct sink_ops {
     void (*cancel)(struct sink_call *call); /* NULL is allowed */
     /* Rises with each reconnect: what was checked before must be checked again. */
     uint64_t (*generation)(struct sink *s);
+    /* What a collection has; partitions: those whose load state matters. What the target does not tell is not there. */
+    struct sink_call *(*describe_meta)(struct sink *s, const char *db, const char *collection,
+                                       const char *const *partitions, size_t n_partitions, sink_meta_fn done, void *arg);
+    /*
+     * One change. What is so already is success; so is, with a line in the log, what the target does not offer (it then
+     * loads the collection in the place of partitions, and one replica in the place of several). No retry inside.
+     */
+    struct sink_call *(*change_meta)(struct sink *s, const struct sink_change *change, sink_done_fn done, void *arg);
+    /* The collection of that id (0: whichever) is db.name or, when this was done before, new_db.new_name: it is the latter
+     * then. ERR_NOT_FOUND: it is neither; ERR_EXISTS (USER): new_name is taken. */
+    struct sink_call *(*rename)(struct sink *s, const char *db, const char *name, const char *new_db,
+                                const char *new_name, int64_t id, sink_done_fn done, void *arg);
 };
 struct sink {
     const struct sink_ops *ops;

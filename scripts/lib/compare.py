@@ -59,7 +59,7 @@ class Side:
         keep = ("description", "num_shards", "consistency_level", "enable_dynamic_field", "num_partitions",
                 "auto_id", "properties", "aliases")
         out = {k: d[k] for k in keep if k in d}
-        out["aliases"] = []  # not in the log of the source: aliases do not come over
+        out["aliases"] = sorted(d.get("aliases", []))
         out["fields"] = fields
         return out
 
@@ -73,6 +73,11 @@ class Side:
 
     def loaded(self, name, database="default"):
         return str(utility.load_state(name, using=self.alias(database), timeout=self.timeout))
+
+    def loaded_partitions(self, name, database="default"):
+        return [p for p in self.partitions(name, database)
+                if str(utility.load_state(name, partition_names=[p], using=self.alias(database),
+                                          timeout=self.timeout)) != "NotLoad"]
 
     def count(self, name, database="default", partition=None):
         rows = self.collection(name, database).query(

@@ -65,7 +65,6 @@ struct catalog_impl {
     struct loop *loop;
     struct etcd_client *etcd;
     struct cat_model model;
-    char *prefix_end;
     bool ready, closed;
     int64_t revision; /* everything up to here is applied */
     struct etcd_watch *watch;
@@ -336,9 +335,9 @@ static void on_page(void *arg, const struct err *err, const struct etcd_kv *kvs,
 static void scan_page(struct catalog_impl *c, const char *after)
 {
     /* The smallest text behind after. */
-    char *start = after ? xasprintf("%s\x01", after) : xstrdup(c->model.prefix);
+    char *start = after ? xasprintf("%s\x01", after) : xstrdup(c->model.first);
 
-    c->scan.call = etcd_range_since(c->etcd, start, c->prefix_end, PAGE_KEYS, c->scan.revision,
+    c->scan.call = etcd_range_since(c->etcd, start, c->model.end, PAGE_KEYS, c->scan.revision,
                                     c->scan.since, on_page, c);
     free(start);
 }
@@ -411,7 +410,7 @@ static void watch_start(struct catalog_impl *c)
     static const struct etcd_watch_cbs cbs = {
         .on_events = on_events, .on_compacted = on_compacted, .on_trouble = on_watch_trouble};
 
-    c->watch = etcd_watch_start(c->etcd, c->model.prefix, c->prefix_end, c->revision + 1, &cbs, c);
+    c->watch = etcd_watch_start(c->etcd, c->model.first, c->model.end, c->revision + 1, &cbs, c);
 }
 
 /* ---- operations ----------------------------------------------------------------------------- */
@@ -530,7 +529,6 @@ struct catalog *catalog_open(struct loop *l, struct etcd_client *etcd, const cha
     c->loop = l;
     c->etcd = etcd;
     model_init(&c->model, root_path, meta_subpath);
-    c->prefix_end = etcd_prefix_end(c->model.prefix);
     c->backoff = (struct backoff)BACKOFF_INIT(BACKOFF_MIN_MS, BACKOFF_MAX_MS);
     TAILQ_INIT(&c->subs);
     TAILQ_INIT(&c->syncs);
@@ -552,7 +550,6 @@ static void free_catalog(void *arg)
     timer_release(&c->retry);
     timer_release(&c->sync_kick);
     model_release(&c->model);
-    free(c->prefix_end);
     free(c);
 }
 

@@ -3,6 +3,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "milvus/etcd.h"
 
 #include "meta.pb-c.h"
 
@@ -11,12 +12,25 @@
 
 enum { DEFAULT_DB = 1 };
 
-enum key_kind { KEY_OTHER, KEY_DB, KEY_COLL, KEY_COLL_OLD, KEY_PART, KEY_FIELD, KEY_FUNCTION };
+enum key_kind {
+    KEY_OTHER,
+    KEY_DB,
+    KEY_COLL,
+    KEY_COLL_OLD,
+    KEY_PART,
+    KEY_FIELD,
+    KEY_FUNCTION,
+    KEY_ALIAS,
+    KEY_INDEX,
+    KEY_LOAD,
+    KEY_PART_LOAD,
+};
 
-/* A key under root-coord/, and what came with it. */
+/* A key, and what came with it. */
 struct change {
     enum key_kind kind;
     int64_t a, b; /* the ids in the key: see key_table */
+    const char *name; /* of an alias */
     const char *key;
     const uint8_t *value;
     size_t len;
@@ -25,18 +39,25 @@ struct change {
     int64_t revision;
 };
 
-/* milvus internal/metastore/kv/rootcoord/rootcoord_constant.go */
+#define FIRST_KEYS "field-index/"
+#define LAST_KEYS "root-coord/"
+
+/* milvus internal/metastore/kv/rootcoord/rootcoord_constant.go, .../querycoord/kv_catalog.go, internal/util/constant.go */
 static const struct {
     const char *prefix;
     enum key_kind kind;
     unsigned n_ids;
 } key_table[] = {
-    {"database/db-info/", KEY_DB, 1},           /* a = database */
-    {"database/collection-info/", KEY_COLL, 2}, /* a = database, b = collection */
-    {"collection/", KEY_COLL_OLD, 1},           /* a = collection */
-    {"partitions/", KEY_PART, 2},               /* a = collection, b = partition */
-    {"fields/", KEY_FIELD, 2},                  /* a = collection, b = field */
-    {"functions/", KEY_FUNCTION, 2},            /* a = collection, b = function */
+    {FIRST_KEYS, KEY_INDEX, 2},                           /* a = collection, b = index */
+    {"querycoord-collection-loadinfo/", KEY_LOAD, 1},     /* a = collection */
+    {"querycoord-partition-loadinfo/", KEY_PART_LOAD, 2}, /* a = collection, b = partition */
+    {LAST_KEYS "database/db-info/", KEY_DB, 1},           /* a = database */
+    {LAST_KEYS "database/collection-info/", KEY_COLL, 2}, /* a = database, b = collection */
+    {LAST_KEYS "database/aliases/", KEY_ALIAS, 1},        /* a = database; name */
+    {LAST_KEYS "collection/", KEY_COLL_OLD, 1},           /* a = collection */
+    {LAST_KEYS "partitions/", KEY_PART, 2},               /* a = collection, b = partition */
+    {LAST_KEYS "fields/", KEY_FIELD, 2},                  /* a = collection, b = field */
+    {LAST_KEYS "functions/", KEY_FUNCTION, 2},            /* a = collection, b = function */
 };
 
 /* ---- keys ----------------------------------------------------------------------------------- */
@@ -72,6 +93,8 @@ static bool parse_key(const struct cat_model *m, struct change *ch)
         if (strncmp(rest, key_table[i].prefix, strlen(key_table[i].prefix)) != 0)
             continue;
         ch->kind = key_table[i].kind;
+        if (ch->kind == KEY_ALIAS)
+            return parse_id(&p, '/', &ch->a) && *(ch->name = p);
         if (key_table[i].n_ids == 1)
             return parse_id(&p, '\0', &ch->a);
         return parse_id(&p, '/', &ch->a) && parse_id(&p, '\0', &ch->b);
@@ -423,7 +446,7 @@ static void apply_part(struct cat_model *m, const struct change *ch)
         part_put(m, c, p, ch);
 }
 
-/* ---- fields and functions ------------------------------------------------------------------- */
+/* ---- items: fields, functions, indexes, load states ------------------------------------------ */
 
 static void item_clear(struct cat_item *it)
 {
@@ -436,6 +459,10 @@ static bool item_valid(const struct change *ch)
 {
     struct cat_field f; /* a function is only checked to be protobuf */
 
+    if (ch->kind == KEY_INDEX)
+        return cat_index_valid(ch->value, ch->len, ch->a, ch->b);
+    if (ch->kind == KEY_LOAD || ch->kind == KEY_PART_LOAD)
+        return cat_load_valid(ch->value, ch->len, ch->a);
     if (ch->len == 0 || !cat_field_parse(ch->value, ch->len, &f))
         return false;
     return ch->kind == KEY_FUNCTION || (f.id == ch->b && f.named);
@@ -444,7 +471,7 @@ static bool item_valid(const struct change *ch)
 static void item_put(struct cat_item *it, const struct change *ch)
 {
     if (!item_valid(ch)) {
-        log_bad(ch, "no schema of that field or function");
+        log_bad(ch, "it is not what its key says");
         it->bad = !it->data;
         return;
     }
@@ -452,6 +479,20 @@ static void item_put(struct cat_item *it, const struct change *ch)
     it->data = xmalloc(ch->len + 1);
     memcpy(it->data, ch->value, ch->len);
     it->len = ch->len;
+}
+
+static struct cat_items *items_of(struct cat_collection *c, enum key_kind kind)
+{
+    switch (kind) {
+    case KEY_FIELD:
+        return &c->fields;
+    case KEY_FUNCTION:
+        return &c->functions;
+    case KEY_INDEX:
+        return &c->indexes;
+    default:
+        return &c->loads;
+    }
 }
 
 static void apply_item(struct cat_model *m, const struct change *ch)
@@ -466,7 +507,7 @@ static void apply_item(struct cat_model *m, const struct change *ch)
     c = ch->gone ? coll_find(m, ch->a) : coll_need(m, ch->a);
     if (!c)
         return;
-    items = ch->kind == KEY_FIELD ? &c->fields : &c->functions;
+    items = items_of(c, ch->kind);
     it = find_in(&items->v, &items->n, sizeof(*items->v), ch->b, !ch->gone);
     if (!it)
         return;
@@ -480,6 +521,61 @@ static void apply_item(struct cat_model *m, const struct change *ch)
     else
         item_put(it, ch);
     mark_part_dirty(m, c);
+}
+
+/* ---- aliases -------------------------------------------------------------------------------- */
+
+static struct cat_alias *alias_find(struct cat_model *m, int64_t db, const char *name)
+{
+    for (size_t i = 0; i < m->n_aliases; i++)
+        if (m->aliases[i].db == db && strcmp(m->aliases[i].name, name) == 0)
+            return &m->aliases[i];
+    return NULL;
+}
+
+static struct cat_alias *alias_need(struct cat_model *m, int64_t db, const char *name)
+{
+    struct cat_alias *a = alias_find(m, db, name);
+
+    if (a)
+        return a;
+    m->aliases = xrealloc(m->aliases, (m->n_aliases + 1) * sizeof(*m->aliases));
+    a = &m->aliases[m->n_aliases++];
+    *a = (struct cat_alias){.db = db, .name = xstrdup(name)};
+    return a;
+}
+
+/* Both its former collection and the one that it stands for now have news. */
+static void alias_set(struct cat_model *m, struct cat_alias *a, int64_t collection)
+{
+    int64_t ids[] = {a->collection, collection};
+
+    if (a->collection == collection)
+        return;
+    a->collection = collection;
+    for (int i = 0; i < 2; i++)
+        if (ids[i])
+            mark_part_dirty(m, coll_need(m, ids[i]));
+}
+
+static void apply_alias(struct cat_model *m, const struct change *ch)
+{
+    struct cat_alias *a = ch->gone ? alias_find(m, ch->a, ch->name) : alias_need(m, ch->a, ch->name);
+    int64_t collection;
+    bool stale;
+
+    if (!a)
+        return;
+    stale = is_stale(m, ch, a->mod_revision, a->epoch);
+    a->epoch = m->epoch;
+    if (stale)
+        return;
+    a->mod_revision = ch->revision;
+    collection = ch->gone ? 0 : cat_alias_parse(ch->value, ch->len);
+    if (!ch->gone && !collection)
+        log_bad(ch, "no AliasInfo");
+    else
+        alias_set(m, a, collection);
 }
 
 /* ---- apply ---------------------------------------------------------------------------------- */
@@ -512,7 +608,13 @@ void model_apply(struct cat_model *m, bool snapshot, const char *key, const uint
         break;
     case KEY_FIELD:
     case KEY_FUNCTION:
+    case KEY_INDEX:
+    case KEY_LOAD:
+    case KEY_PART_LOAD:
         apply_item(m, &ch);
+        break;
+    case KEY_ALIAS:
+        apply_alias(m, &ch);
         break;
     case KEY_OTHER:
         break;
@@ -545,6 +647,8 @@ static void sweep_coll(struct cat_model *m, struct cat_collection *c)
             part_gone(m, c, &c->parts[i]);
     sweep_items(m, c, &c->fields);
     sweep_items(m, c, &c->functions);
+    sweep_items(m, c, &c->indexes);
+    sweep_items(m, c, &c->loads);
 }
 
 void model_snapshot_end(struct cat_model *m)
@@ -554,6 +658,9 @@ void model_snapshot_end(struct cat_model *m)
     for (size_t i = 0; i < m->n_dbs; i++)
         if (m->dbs[i].epoch != m->epoch)
             db_gone(m, &m->dbs[i]);
+    for (size_t i = 0; i < m->n_aliases; i++)
+        if (m->aliases[i].epoch != m->epoch)
+            alias_set(m, &m->aliases[i], 0);
 }
 
 /* ---- publish -------------------------------------------------------------------------------- */
@@ -577,7 +684,7 @@ static void publish_partitions(struct cat_collection *c)
 
         if (p->name)
             pub->partitions[pub->n_partitions++] = (struct src_partition){
-                p->id, xstrdup(p->name), p->state, p->create_tt};
+                .id = p->id, .name = xstrdup(p->name), .state = p->state, .create_tt = p->create_tt};
     }
 }
 
@@ -627,9 +734,8 @@ static void publish_info(struct cat_collection *c)
     c->pub.shards = info->shards;
     c->pub.n_shards = info->n_shards;
     c->props.consistency_level = info->consistency_level;
-    c->props.n_properties = info->n_props;
-    c->props.keys = (const char *const *)info->prop_keys;
-    c->props.values = (const char *const *)info->prop_values;
+    c->pub.properties = info->props;
+    c->pub.n_properties = info->n_props;
 }
 
 static bool has_bad(const struct cat_items *items)
@@ -663,6 +769,7 @@ static void publish_coll(struct cat_model *m, struct cat_collection *c)
     c->pub.state = c->state;
     publish_partitions(c);
     publish_fields(c);
+    cat_meta_publish(c, m->aliases, m->n_aliases);
     c->visible = db && (c->state == SRC_DROPPING ||
                         (!has_bad(&c->fields) && !has_bad(&c->functions)));
     if (!db)
@@ -711,7 +818,7 @@ struct cat_collection *model_next(const struct cat_model *m, int64_t after_id)
 static int hidden_err(const struct cat_model *m, const char *dir, int64_t a, int64_t b,
                       const char *why, struct err *err)
 {
-    return err_set(err, ERR_PROTO, ERRC_DATA, "etcd key %s%s%" PRId64 "/%" PRId64 ": %s", m->prefix,
+    return err_set(err, ERR_PROTO, ERRC_DATA, "etcd key %s" LAST_KEYS "%s%" PRId64 "/%" PRId64 ": %s", m->prefix,
                    dir, a, b, why);
 }
 
@@ -732,7 +839,7 @@ static int coll_complete(const struct cat_model *m, const struct cat_collection 
         return 0; /* no key of its own, or one that says nothing */
     if (c->unreadable && c->key_db == CAT_OLD_LAYOUT)
         return err_set(err, ERR_PROTO, ERRC_DATA,
-                       "etcd key %scollection/%" PRId64 ": cannot be read", m->prefix, c->pub.id);
+                       "etcd key %s" LAST_KEYS "collection/%" PRId64 ": cannot be read", m->prefix, c->pub.id);
     if (c->unreadable)
         return hidden_err(m, "database/collection-info/", c->key_db, c->pub.id, "cannot be read",
                           err);
@@ -771,15 +878,20 @@ static char *join_prefix(const char *root, const char *meta)
         n_root--;
     while (n_meta > 0 && meta[n_meta - 1] == '/')
         n_meta--;
-    return xasprintf("%.*s%s%.*s%sroot-coord/", (int)n_root, n_root ? root : "", n_root ? "/" : "",
+    return xasprintf("%.*s%s%.*s%s", (int)n_root, n_root ? root : "", n_root ? "/" : "",
                      (int)n_meta, n_meta ? meta : "", n_meta ? "/" : "");
 }
 
 void model_init(struct cat_model *m, const char *root_path, const char *meta_subpath)
 {
     struct cat_db *db;
+    char *last;
 
     *m = (struct cat_model){.prefix = join_prefix(root_path, meta_subpath), .epoch = 1};
+    last = xasprintf("%s" LAST_KEYS, m->prefix);
+    m->first = xasprintf("%s" FIRST_KEYS, m->prefix);
+    m->end = etcd_prefix_end(last);
+    free(last);
     db = find_in(&m->dbs, &m->n_dbs, sizeof(*m->dbs), DEFAULT_DB, true);
     db->name = xstrdup("default");
 }
@@ -792,6 +904,9 @@ static void free_coll(struct cat_collection *c)
     free(c->parts);
     items_release(&c->fields);
     items_release(&c->functions);
+    items_release(&c->indexes);
+    items_release(&c->loads);
+    cat_meta_release(&c->pub);
     free(c->pub.db_name);
     free(c->pub.pk_name);
     free(c->pub.default_ids);
@@ -806,6 +921,11 @@ void model_release(struct cat_model *m)
         free_coll(m->colls[i]);
     for (size_t i = 0; i < m->n_dbs; i++)
         free(m->dbs[i].name);
+    for (size_t i = 0; i < m->n_aliases; i++)
+        free(m->aliases[i].name);
+    free(m->aliases);
+    free(m->first);
+    free(m->end);
     free(m->colls);
     free(m->dbs);
     free(m->dirty);

@@ -53,11 +53,19 @@ struct cat_info {
     uint8_t *schema; /* encoded CollectionSchema, in the new layout without fields */
     size_t schema_len;
     int consistency_level;
-    char **prop_keys, **prop_values;
+    struct src_pair *props;
     size_t n_props;
 };
 
-enum { CAT_OLD_LAYOUT = -1 };
+enum { CAT_OLD_LAYOUT = -1, CAT_LOAD_COLLECTION = 0 };
+
+struct cat_alias {
+    int64_t db;
+    char *name;
+    int64_t collection; /* 0: dropped */
+    int64_t mod_revision;
+    unsigned epoch;
+};
 
 struct cat_collection {
     struct src_collection pub; /* as published; points into info */
@@ -74,7 +82,8 @@ struct cat_collection {
     bool dirty;            /* is in model.dirty */
     struct cat_partition *parts; /* by id */
     size_t n_parts;
-    struct cat_items fields, functions;
+    struct cat_items fields, functions, indexes;
+    struct cat_items loads; /* by partition id; CAT_LOAD_COLLECTION: of the collection */
 };
 
 struct cat_db {
@@ -86,7 +95,10 @@ struct cat_db {
 };
 
 struct cat_model {
-    char *prefix; /* of every key: "<root>/<meta>/root-coord/" */
+    char *prefix;      /* of every key: "<root>/<meta>/" */
+    char *first, *end; /* the range of the keys that are looked at, in order: what lies between is little */
+    struct cat_alias *aliases;
+    size_t n_aliases;
     struct cat_collection **colls; /* by id */
     size_t n_colls, cap_colls;
     struct cat_db *dbs;
@@ -137,6 +149,17 @@ bool cat_field_parse(const uint8_t *data, size_t len, struct cat_field *ret);
 
 /* Bytes of one value in an answer, about. */
 size_t cat_field_bytes(const struct cat_field *f);
+
+/* ---- catalog_meta.c: what users set up beside the rows ---- */
+
+/* Can the value of such a key be read, and does it belong to the ids in the key? */
+bool cat_index_valid(const uint8_t *data, size_t len, int64_t collection, int64_t id);
+bool cat_load_valid(const uint8_t *data, size_t len, int64_t collection);
+/* The collection that an alias stands for; 0: none, or not to be read. */
+int64_t cat_alias_parse(const uint8_t *data, size_t len);
+/* From c's items into c->pub, after its partitions. */
+void cat_meta_publish(struct cat_collection *c, const struct cat_alias *aliases, size_t n_aliases);
+void cat_meta_release(struct src_collection *pub);
 
 /* The next user field of a collection: from its own keys, or from within the schema (very old
  * values).  *i begins at 0.  False: the end. */

@@ -50,12 +50,11 @@ void cat_info_free(struct cat_info *info)
         free(info->shards[i].pchannel);
     }
     for (size_t i = 0; i < info->n_props; i++) {
-        free(info->prop_keys[i]);
-        free(info->prop_values[i]);
+        free(info->props[i].key);
+        free(info->props[i].value);
     }
     free(info->shards);
-    free(info->prop_keys);
-    free(info->prop_values);
+    free(info->props);
     free(info->name);
     free(info->schema);
     free(info);
@@ -124,15 +123,13 @@ static void info_set_properties(struct cat_info *info, const Pb__CollectionInfo 
 {
     if (m->n_properties == 0)
         return;
-    info->prop_keys = xcalloc(m->n_properties, sizeof(*info->prop_keys));
-    info->prop_values = xcalloc(m->n_properties, sizeof(*info->prop_values));
+    info->props = xcalloc(m->n_properties, sizeof(*info->props));
     for (size_t i = 0; i < m->n_properties; i++) {
         const Pb__KeyValuePair *p = m->properties[i];
 
         if (is_replicate_property(p->key, strlen(p->key)))
             continue;
-        info->prop_keys[info->n_props] = xstrdup(p->key);
-        info->prop_values[info->n_props++] = xstrdup(p->value);
+        info->props[info->n_props++] = (struct src_pair){xstrdup(p->key), xstrdup(p->value)};
     }
 }
 

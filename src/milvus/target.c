@@ -33,7 +33,8 @@ static uint64_t sink_generation(struct sink *s)
 #define COMMON_OPS                                                                                                     \
     .ensure_collection = target_ensure_collection, .ensure_database = target_ensure_database,                          \
     .drop_collection = target_drop_collection, .drop_partition = target_drop_partition,                                \
-    .apply_operation = target_apply_operation, .cancel = sink_cancel, .generation = sink_generation
+    .apply_operation = target_apply_operation, .cancel = sink_cancel, .generation = sink_generation,                   \
+    .describe_meta = target_describe_meta, .change_meta = target_change_meta, .rename = target_rename
 
 static const struct sink_ops ops[] = {
     [TARGET_STANDBY] = {COMMON_OPS, .replicate = target_replicate},

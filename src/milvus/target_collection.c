@@ -525,19 +525,18 @@ static int take_schema(struct ensure *e, const struct src_collection *c, struct 
     return 0;
 }
 
-static void take_properties(struct ensure *e, const struct catalog_props *p)
+static void take_properties(struct ensure *e, const struct src_collection *c)
 {
-    e->properties = xcalloc(p->n_properties + 1, sizeof(*e->properties));
-    e->property_list = xcalloc(p->n_properties + 1, sizeof(*e->property_list));
-    for (size_t i = 0; i < p->n_properties; i++) {
+    e->properties = xcalloc(c->n_properties + 1, sizeof(*e->properties));
+    e->property_list = xcalloc(c->n_properties + 1, sizeof(*e->property_list));
+    for (size_t i = 0; i < c->n_properties; i++) {
         pb__key_value_pair__init(&e->properties[i]);
-        e->properties[i].key = xstrdup(p->keys[i]);
-        e->properties[i].value = xstrdup(p->values[i]);
+        e->properties[i].key = xstrdup(c->properties[i].key);
+        e->properties[i].value = xstrdup(c->properties[i].value);
         e->property_list[i] = &e->properties[i];
     }
-    e->req.n_properties = p->n_properties;
+    e->req.n_properties = c->n_properties;
     e->req.properties = e->property_list;
-    e->req.consistency_level = p->consistency_level;
 }
 
 static void take_alive_partitions(struct ensure *e, const struct src_collection *c)
@@ -585,7 +584,8 @@ static int take_source(struct ensure *e, const struct src_collection *c, struct 
     rc = take_schema(e, c, err);
     if (rc)
         return rc;
-    take_properties(e, catalog_properties(c));
+    take_properties(e, c);
+    e->req.consistency_level = catalog_properties(c)->consistency_level;
     take_alive_partitions(e, c);
     fill_request(e);
     return 0;

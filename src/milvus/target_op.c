@@ -287,13 +287,11 @@ static bool is_done_already(const struct rule *r, const struct answer *a)
 }
 
 /* Only the text of code 65535 tells these from passing trouble; again and again would not help. */
-static void sharpen(const struct rule *r, struct answer *a)
+void target_sharpen_index(struct answer *a)
 {
     static const char *const conflicts[] = {"at most one distinct index", "index already exists", "duplicate index"};
 
-    if (partition_missing(a))
-        a->err.cls = ERRC_RETRY; /* dropped between our question and our request */
-    if (r->type != OP_CREATE_INDEX || a->err.cls != ERRC_RETRY || !a->milvus_code)
+    if (a->err.cls != ERRC_RETRY || !a->milvus_code)
         return;
     for (size_t i = 0; i < sizeof(conflicts) / sizeof(*conflicts); i++)
         if (strstr(a->err.text, conflicts[i])) {
@@ -302,6 +300,14 @@ static void sharpen(const struct rule *r, struct answer *a)
             err_set(&a->err, ERR_EXISTS, ERRC_USER, "%s. Drop the target's index of that field", cause.text);
             return;
         }
+}
+
+static void sharpen(const struct rule *r, struct answer *a)
+{
+    if (partition_missing(a))
+        a->err.cls = ERRC_RETRY; /* dropped between our question and our request */
+    if (r->type == OP_CREATE_INDEX)
+        target_sharpen_index(a);
 }
 
 /* A flush makes data durable earlier, no more: whatever the target says, replication goes on. */

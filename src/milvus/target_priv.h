@@ -45,6 +45,7 @@ enum {
     MERR_CHANNEL_NOT_FOUND = 500,
     MERR_INDEX_NOT_FOUND = 700,
     MERR_DATABASE_NOT_FOUND = 800,
+    MERR_ALIAS_NOT_FOUND = 1600,
     MERR_PARAMETER_INVALID = 1100,
     MERR_UNAUTHENTICATED = 1400,
     MERR_PRIVILEGE = 1401,
@@ -220,6 +221,16 @@ struct sink_call *target_apply_operation(struct sink *s, int msg_type, const uin
                                          const char *db, const char *collection, sink_done_fn done, void *arg);
 struct sink_call *target_replicate(struct sink *s, const char *pchannel, uint64_t begin_tt, uint64_t end_tt,
                                    struct evbuffer *msgs, sink_batch_fn done, void *arg);
+struct sink_call *target_describe_meta(struct sink *s, const char *db, const char *collection,
+                                       const char *const *partitions, size_t n_partitions, sink_meta_fn done,
+                                       void *arg);
+struct sink_call *target_change_meta(struct sink *s, const struct sink_change *change, sink_done_fn done, void *arg);
+struct sink_call *target_rename(struct sink *s, const char *db, const char *name, const char *new_db,
+                                const char *new_name, int64_t id, sink_done_fn done, void *arg);
+char **target_names_dup(const char *const *names, size_t n);
+void target_names_free(char **names, size_t n);
+/* An answer to CreateIndex: a user must change something, or it is passing trouble? Its text tells. */
+void target_sharpen_index(struct answer *a);
 struct sink_call *target_write(struct sink *s, const struct sink_write *w, sink_batch_fn done, void *arg);
 /* True: the target certainly produced nothing of that request. */
 bool target_replicate_refused(const struct answer *a);

@@ -72,6 +72,7 @@ void coll_unref(struct coll *c)
         free(c->shards[i].dst_pchannel);
     }
     free(c->shards);
+    coll_rename_free(c);
     free(c->db);
     free(c->trouble);
     free(c);
@@ -158,6 +159,7 @@ void coll_stored(struct coll *c)
 {
     if (c->state == COLL_NEW)
         c->state = COLL_MAPPING;
+    coll_follow_name(c);
     coll_kick(c);
 }
 
@@ -208,6 +210,7 @@ void coll_detach(struct coll *c)
     struct store *s = c->task->o.store;
 
     copy_free(c);
+    meta_free(c);
     c->task->o.sink->ops->cancel(c->call);
     c->call = NULL;
     ensure_ended(c);
@@ -236,6 +239,8 @@ static void coll_forget(struct coll *c)
         t->drops_open--;
     timer_cancel(&c->retry);
     copy_free(c);
+    meta_free(c);
+    coll_rename_end(c);
     for (size_t i = 0; i < c->n_shards; i++)
         shard_unlink(c, &c->shards[i], b);
     c->state = COLL_GONE;
@@ -508,6 +513,7 @@ static void coll_flows(struct coll *c, bool first)
         want_parts(c, c->task->o.catalog->ops->get(c->task->o.catalog, c->id));
     if (first && reads_over_gap(c))
         coll_on_gap(c);
+    meta_news(c);
     coll_kick(c);
 }
 
@@ -619,6 +625,10 @@ static void map_kick(struct coll *c)
         conflict = true; /* another task drops its own: then this one may be resumed */
     if (c->src_dropping && !c->dst_id && (!c->may_exist || conflict)) {
         coll_forget(c); /* came and went before it was made on the target */
+        return;
+    }
+    if (other && other->rename_name && !other->rename_refused) {
+        set_text(&c->trouble, "waits for the rename of the collection that had this name before");
         return;
     }
     if (conflict) {
@@ -931,7 +941,9 @@ void coll_update(struct coll *c, const struct src_collection *sc)
         c->src_dropping = true;
         task_kick_waiting(c->task);
     }
+    coll_follow_name(c);
     want_parts(c, sc);
+    meta_news(c);
     coll_kick(c);
 }
 
@@ -969,6 +981,8 @@ void coll_kick(struct coll *c)
 {
     if (c->task->fatal || c->task->state != RUN_RUNNING || c->call || timer_armed(&c->retry))
         return;
+    if ((c->state == COLL_MAPPING || c->state == COLL_COPYING || c->state == COLL_ACTIVE) && coll_rename_kick(c))
+        return;
     switch (c->state) {
     case COLL_MAPPING:
         if (c->task->ensuring < MAX_ENSURING) /* else it is kicked when there are fewer */
@@ -990,6 +1004,7 @@ void coll_kick(struct coll *c)
             force_drop(c);
         if (!c->call)
             (void)drop_kick(c);
+        meta_kick(c);
         return;
     case COLL_NEW:
     case COLL_GONE:

@@ -75,6 +75,9 @@ void coll_put(struct coll *c, struct store_batch *b)
     json_object_set_new(o, "partitions", parts);
     if (c->copy)
         json_object_set_new(o, "copy", copy_json(c));
+    if (meta_record(c))
+        json_object_set_new(o, "meta", json_string(meta_record(c)));
+    coll_rename_put(c, o);
     text = json_dumps(o, JSON_COMPACT);
     c->task->o.store->ops->put_collection(b, c->id, text);
     free(text);
@@ -163,6 +166,9 @@ struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_
         part_from_json(c, e);
     if (json_object_get(o, "copy"))
         copy_from_json(c, json_object_get(o, "copy"));
+    if (json_is_string(json_object_get(o, "meta")))
+        meta_from_record(c, json_string_value(json_object_get(o, "meta")));
+    coll_rename_from_record(c, o);
     json_decref(o);
     return c;
 }

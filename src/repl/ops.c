@@ -1,5 +1,6 @@
 /*
- * ops.c - the replicate channel: operations that users made on the source (indexes, load, flush, databases).
+ * ops.c - the replicate channel: operations that users made on the source (indexes, load, flush, databases). Indexes and
+ * load states only for a standby; see meta.c.
  *
  * One after another, in the order of the log.  An operation waits until the data before it is on the target: every
  * channel of its collection must have been given a tick at or above the operation's time. It is skipped when its
@@ -178,7 +179,7 @@ static struct coll *coll_of_op(struct repl_task *t, const char *db, const char *
     struct coll *c, *best = NULL;
 
     for (c = t->colls; c; c = c->hh.next)
-        if (strcmp(c->db, db) == 0 && strcmp(c->name, name) == 0 && c->create_tt <= tt &&
+        if (coll_has_name(c, db, name) && c->create_tt <= tt &&
             (!best || c->create_tt > best->create_tt))
             best = c;
     return best;
@@ -194,8 +195,24 @@ static bool data_there(const struct coll *c, uint64_t tt)
 
 enum wait { GO, WAIT, SKIP };
 
+/* On an ordinary target, indexes and load states are made equal to the source's etcd (meta.c). */
+static bool is_set_up(int type)
+{
+    switch (type) {
+    case MSG_CREATE_INDEX:
+    case MSG_DROP_INDEX:
+    case MSG_LOAD_COLLECTION:
+    case MSG_RELEASE_COLLECTION:
+    case MSG_LOAD_PARTITIONS:
+    case MSG_RELEASE_PARTITIONS:
+        return true;
+    default:
+        return false;
+    }
+}
+
 /* May the operation on that collection run now? */
-static enum wait coll_wait(struct ops *o, const char *db, const char *name, uint64_t tt, struct coll **ret)
+static enum wait coll_wait(struct ops *o, int type, const char *db, const char *name, uint64_t tt, struct coll **ret)
 {
     struct repl_task *t = o->task;
     struct coll *c = coll_of_op(t, db, name, tt);
@@ -203,8 +220,10 @@ static enum wait coll_wait(struct ops *o, const char *db, const char *name, uint
     *ret = c;
     if (c && (c->src_dropping || c->state == COLL_DROPPING))
         return SKIP;
-    if (c)
-        return c->state == COLL_ACTIVE && data_there(c, tt) ? GO : WAIT;
+    if (c && is_set_up(type) && c->task->o.hub->portable)
+        return SKIP;
+    if (c) /* and what is from before the task, and so before the operation, is set up */
+        return c->state == COLL_ACTIVE && !meta_first_open(c) && data_there(c, tt) ? GO : WAIT;
     /* not in the task: either etcd's news has not come yet, or it is dropped */
     if (o->asked && t->sync_round > o->asked_round)
         return SKIP;
@@ -240,11 +259,11 @@ static bool step_target(struct ops *o, const struct msg_head *h, const char *db,
             o->index++;
         return !o->call;
     }
-    if (!sel->match(sel->ctx, db, name, &match)) {
+    if (!sel->match(sel->ctx, db, name, &match) && !coll_of_op(o->task, db, name, h->base_tt)) {
         o->index++;
         return true;
     }
-    switch (coll_wait(o, db, name, h->base_tt, &c)) {
+    switch (coll_wait(o, h->type, db, name, h->base_tt, &c)) {
     case GO:
         apply(o, h, c->dst_db, c->dst_name);
         return false;

@@ -443,6 +443,13 @@ struct coll {
     uint64_t asked_round;
     struct part *call_part;      /* whose drop call is under way */
     struct copy *copy;           /* what it had before is not all on the target; NULL: nothing to do */
+    struct meta *meta;           /* indexes and so on (meta.c); NULL: nothing known yet */
+    char *former;                /* names that it had: " db.name" each; NULL: none (coll_rename.c) */
+    char *rename_db, *rename_name; /* the target's collection gets this name; NULL: it has its name */
+    char *rename_via;            /* but this one first, as names go round in a circle; NULL: no */
+    bool rename_noted, rename_refused;
+    bool rename_begun;           /* the call may have been made: it is finished before another name is looked at */
+    unsigned rename_tries;
     struct sink_call *call;
     bool ensuring;               /* call makes or checks it */
     struct timer retry;
@@ -510,6 +517,39 @@ bool coll_verified(const struct coll *c);
 bool coll_part_alive(struct coll *c, int64_t id);
 /* The copy is over, or not wanted any more: its stream goes on. */
 void coll_copied(struct coll *c);
+
+/* ---- names (coll_rename.c) ---------------------------------------------------------------------- */
+
+/* The source's collection may have another name now: then it is followed. */
+void coll_follow_name(struct coll *c);
+void coll_rename_end(struct coll *c); /* it is done, or not wanted any more */
+/* A rename of the target's collection is to be done: goes on with it. False: not now. */
+bool coll_rename_kick(struct coll *c);
+/* Is or was that its name on the source? */
+bool coll_has_name(const struct coll *c, const char *db, const char *name);
+void coll_rename_free(struct coll *c);
+/* For its record. */
+void coll_rename_put(const struct coll *c, json_t *rec);
+void coll_rename_from_record(struct coll *c, const json_t *rec);
+
+/* ---- what users set up beside the rows (meta.c) ------------------------------------------------ */
+
+/* There may be something to make equal: it is mapped, or the catalog has news. */
+void meta_news(struct coll *c);
+void meta_kick(struct coll *c);
+/* A round of the task has ended: others may go on. */
+void meta_kick_next(struct repl_task *t);
+void meta_free(struct coll *c);
+bool meta_running(const struct coll *c);
+/* A standby's collection is not set up with what is from before the task: operations wait. */
+bool meta_first_open(const struct coll *c);
+/* It joins a task that starts: what a standby's collection lacks from before is set up once. */
+void meta_from_before(struct coll *c);
+/* For its record; NULL: nothing. */
+const char *meta_record(const struct coll *c);
+void meta_from_record(struct coll *c, const char *text);
+/* What the target refuses, or why it has to wait; NULL: nothing. */
+const char *meta_trouble(const struct coll *c);
 
 /* ---- rows from before (copy.c) ---------------------------------------------------------------- */
 
@@ -606,6 +646,8 @@ struct repl_task {
     struct metric *m_requests;
     unsigned ensuring;          /* collections that are being made or checked on the target */
     unsigned copying;           /* collections whose rows are being copied just now */
+    unsigned meta_rounds;       /* collections that meta.c is at work for */
+    bool aliasing;              /* one of them has a call about an alias under way */
     struct timer ckpt_timer, start_timer, stop_timer, kick_timer, fatal_timer;
     struct backoff start_backoff;
     store_done_fn started;

@@ -35,6 +35,9 @@ const char *repl_task_trouble(const struct repl_task *ct)
     for (struct coll *c = t->colls; c; c = c->hh.next)
         if (c->trouble)
             return trouble(t, "collection", c->name, c->trouble);
+    for (struct coll *c = t->colls; c; c = c->hh.next)
+        if (meta_trouble(c))
+            return trouble(t, "collection", c->name, meta_trouble(c));
     if (ops_trouble(t->ops))
         return trouble(t, "operations", NULL, ops_trouble(t->ops));
     return NULL;

@@ -176,14 +176,14 @@ static void kick_colls(struct repl_task *t, bool (*which)(const struct coll *c))
 
 static bool is_mapping(const struct coll *c)
 {
-    return c->state == COLL_MAPPING || c->state == COLL_COPYING;
+    return c->state == COLL_MAPPING || c->state == COLL_COPYING || c->rename_name;
 }
 
 static bool has_drop(const struct coll *c)
 {
     const struct part *p;
 
-    if (c->state == COLL_DROPPING || c->forced)
+    if (c->state == COLL_DROPPING || c->forced || c->rename_name)
         return true;
     COLL_EACH_PART(c, k, p)
         if (p->dropping)
@@ -596,8 +596,10 @@ static void join_existing(struct repl_task *t, const struct src_collection *sc, 
     if (other) {
         coll_conflict(c, other, &err);
         task_fatal(t, &err);
-    } else if (c && m->snapshot) {
-        copy_new(c);
+    } else if (c) {
+        if (m->snapshot)
+            copy_new(c);
+        meta_from_before(c);
     }
     free(joins);
 }

@@ -50,7 +50,7 @@ static Pb__FieldSchema *add_field(struct schema *s, const char *name, int type, 
     return f;
 }
 
-static void schema_init(struct schema *s)
+static inline void schema_init(struct schema *s)
 {
     memset(s, 0, sizeof(*s));
     pb__collection_schema__init(&s->m);
@@ -75,7 +75,7 @@ static void add_server_fields(struct schema *s)
     add_field(s, "$meta", 23, NULL, NULL)->is_dynamic = true;
 }
 
-static void change(struct schema *s, enum change what)
+static inline void change(struct schema *s, enum change what)
 {
     switch (what) {
     case SERVER_FIELDS:
@@ -135,7 +135,7 @@ static void change(struct schema *s, enum change what)
     }
 }
 
-static void request(struct pb_out *req)
+static inline void request(struct pb_out *req)
 {
     pb_out_bytes(req, 1, "\x18\x05", 2); /* base{timestamp 5} */
     pb_out_str(req, 2, "sdb");
@@ -206,12 +206,12 @@ static void peer_on_request(struct peer_stream *s, bool ended)
     peer_end(s, "0", NULL);
 }
 
-static void script_raw(const char *method, const char *status, const char *message)
+static inline void script_raw(const char *method, const char *status, const char *message)
 {
     fx.steps[fx.n_steps++] = (struct step){.method = method, .status = status, .message = message};
 }
 
-static void script(const char *method, const ProtobufCMessage *m)
+static inline void script(const char *method, const ProtobufCMessage *m)
 {
     struct step *st = &fx.steps[fx.n_steps++];
 
@@ -234,7 +234,7 @@ static void script_status(const char *method, bool bare, int32_t code, const cha
     script(method, bare ? &st.base : &outer.base);
 }
 
-static void script_partitions(const char *more, size_t n_ids)
+static inline void script_partitions(const char *more, size_t n_ids)
 {
     Pb__ShowPartitionsResponse m = PB__SHOW_PARTITIONS_RESPONSE__INIT;
     char *names[] = {pb_str("_default"), pb_str(more)};
@@ -305,7 +305,7 @@ static void on_done(void *arg, const struct err *err)
         o->err = *err;
 }
 
-static void on_collection(void *arg, const struct err *err, const struct sink_collection *c)
+static inline void on_collection(void *arg, const struct err *err, const struct sink_collection *c)
 {
     struct outcome *o = arg;
 
@@ -322,7 +322,7 @@ static void on_collection(void *arg, const struct err *err, const struct sink_co
     o->partition_id = c->partitions[c->n_partitions - 1].id;
 }
 
-static void on_batch(void *arg, const struct err *err, bool doubt, const char *target_pos)
+static inline void on_batch(void *arg, const struct err *err, bool doubt, const char *target_pos)
 {
     struct outcome *o = arg;
 
@@ -331,7 +331,7 @@ static void on_batch(void *arg, const struct err *err, bool doubt, const char *t
     snprintf(o->pos, sizeof(o->pos), "%s", target_pos);
 }
 
-static void script_databases(void)
+static inline void script_databases(void)
 {
     Pb__ListDatabasesResponse m = PB__LIST_DATABASES_RESPONSE__INIT;
     char *names[] = {pb_str("default"), pb_str("tdb")};
@@ -341,7 +341,7 @@ static void script_databases(void)
     script("ListDatabases", &m.base);
 }
 
-static struct outcome apply(int type)
+static inline struct outcome apply(int type)
 {
     struct outcome o = {0};
     struct pb_out req = {0};

@@ -368,9 +368,9 @@ static void a_snapshot_has_every_part_of_a_collection(void **state)
     props = catalog_properties(s);
     assert_int_equal(props->consistency_level, 2);
     assert_false(props->has_partition_key);
-    assert_int_equal(props->n_properties, 1);
-    assert_string_equal(props->keys[0], "collection.ttl.seconds");
-    assert_string_equal(props->values[0], "60");
+    assert_int_equal(s->n_properties, 1);
+    assert_string_equal(s->properties[0].key, "collection.ttl.seconds");
+    assert_string_equal(s->properties[0].value, "60");
     catalog_close(c);
 }
 

@@ -625,8 +625,9 @@ struct sink_call {
     sink_batch_fn batch_done;
     sink_collection_fn coll_done;
     sink_done_fn done;
+    sink_meta_fn meta_done;
     struct t_coll *coll;
-    bool absent;
+    bool absent, parts_loaded;
     enum sink_write_kind kind;
     char *partition;
     uint64_t rows;
@@ -1139,8 +1140,10 @@ static uint64_t s_generation(struct sink *s)
     (void)s;
     return sink_gen;
 }
+#include "repl_meta.h"
 static const struct sink_ops s_ops = {s_ensure, s_db,    s_drop,   s_drop_part, s_apply,
-                                      s_replicate, s_write, s_cancel, s_generation};
+                                      s_replicate, s_write, s_cancel, s_generation, s_describe_meta, s_change_meta,
+                                      s_rename};
 static struct sink sink = {&s_ops};
 
 /* ---- store ------------------------------------------------------------------------------------------------------- */
@@ -1682,6 +1685,7 @@ static int setup(void **state)
     timer_init(&cat_sync, loop, LOOP_PRIO_NORMAL, cat_sync_timer, NULL);
     timer_init(&commit_timer, loop, LOOP_PRIO_NORMAL, on_commit_timer, NULL);
     early_tick = 0;
+    meta_reset();
     write_tick();
     return 0;
 }
@@ -2637,6 +2641,12 @@ static void expect_applied(size_t from, const struct applied *want, size_t n)
     }
 }
 
+/* Indexes and load states are no operations for an ordinary target: another one in their place. */
+static int op(int type)
+{
+    return portable ? MSG_ALTER_INDEX : type;
+}
+
 /* In the log's order, each behind the rows before it (s_apply checks), only those of the task. */
 static void test_operations_in_order(void **state)
 {
@@ -2650,10 +2660,10 @@ static void test_operations_in_order(void **state)
     start_and_wait();
     WAIT(t_by_name("a"));
     write_insert(a, 0, 1, next_tt());
-    want[0] = (struct applied){MSG_CREATE_INDEX, write_op(MSG_CREATE_INDEX, "default", "a", NULL), "a"};
-    (void)write_op(MSG_DROP_INDEX, "default", "xignored", NULL);
+    want[0] = (struct applied){op(MSG_CREATE_INDEX), write_op(op(MSG_CREATE_INDEX), "default", "a", NULL), "a"};
+    (void)write_op(op(MSG_DROP_INDEX), "default", "xignored", NULL);
     (void)write_op(1500, "", "", NULL); /* CreateCredential: not replicated, and no reason to stop */
-    want[1] = (struct applied){MSG_LOAD_COLLECTION, write_op(MSG_LOAD_COLLECTION, "", "a", NULL), "a"};
+    want[1] = (struct applied){op(MSG_LOAD_COLLECTION), write_op(op(MSG_LOAD_COLLECTION), "", "a", NULL), "a"};
     write_insert(a, 1, 2, next_tt());
     want[2] = (struct applied){MSG_FLUSH, write_op(MSG_FLUSH, "default", "a", "b"), "a"};
     want[3] = (struct applied){MSG_FLUSH, want[2].tt, "b"};
@@ -2668,12 +2678,12 @@ static void test_operations_in_order(void **state)
     write_insert(gone, 0, 1, next_tt());
     WAIT(t_by_name("gone") && target_value(t_by_name("gone"), 0, 1) == gone->keys[0][1].value);
     stop_and_wait();
-    (void)write_op(MSG_CREATE_INDEX, "default", "gone", NULL); /* its collection does not live to see it */
+    (void)write_op(op(MSG_CREATE_INDEX), "default", "gone", NULL); /* its collection does not live to see it */
     coll_drop(gone, true);
     write_tick();
     task_crash();
     task_make();
-    want[0] = (struct applied){MSG_RELEASE_COLLECTION, write_op(MSG_RELEASE_COLLECTION, "default", "b", NULL), "b"};
+    want[0] = (struct applied){op(MSG_RELEASE_COLLECTION), write_op(op(MSG_RELEASE_COLLECTION), "default", "b", NULL), "b"};
     WAIT(n_applied > 5);
     expect_applied(5, want, 1);
     wait_equal();
@@ -2689,7 +2699,7 @@ static void test_position_passes_what_is_not_replicated(void **state)
     write_tick();
     start_and_wait();
     for (int i = 0; i < 5; i++)
-        (void)write_op(MSG_LOAD_COLLECTION, "default", "xignored", NULL);
+        (void)write_op(op(MSG_LOAD_COLLECTION), "default", "xignored", NULL);
     (void)write_op(1500, "", "", NULL);
     for (int i = 0; i < 10; i++) {
         write_tick();
@@ -2713,7 +2723,7 @@ static void test_an_operation_that_waits_holds_no_rows(void **state)
     WAIT(t_by_name("a"));
     err_set(&made_up, ERR_UNAVAILABLE, ERRC_RETRY, "not now");
     op_fails = 1000;
-    (void)write_op(MSG_LOAD_COLLECTION, "default", "a", NULL);
+    (void)write_op(op(MSG_LOAD_COLLECTION), "default", "a", NULL);
     WAIT(n_applied >= 2);
     write_insert(a, 0, 3, next_tt());
     WAIT(target_value(t_by_name("a"), 0, 3) == a->keys[0][3].value);
@@ -2746,9 +2756,9 @@ static void test_an_operation_refused_for_good_stops_the_task(void **state)
     WAIT(t_by_name("a"));
     err_set(&made_up, ERR_EXISTS, ERRC_USER, "at most one distinct index");
     op_fails = 1000;
-    (void)write_op(MSG_CREATE_INDEX, "default", "a", NULL);
+    (void)write_op(op(MSG_CREATE_INDEX), "default", "a", NULL);
     wait_fatal();
-    assert_non_null(strstr(fatal_text, "CreateIndex"));
+    assert_non_null(strstr(fatal_text, portable ? "AlterIndex" : "CreateIndex"));
     assert_non_null(strstr(fatal_text, "at most one distinct index"));
     assert_int_equal(n_applied, 20);
 }
@@ -2765,7 +2775,7 @@ static void test_operations_after_crashes(void **state)
     start_and_wait();
     WAIT(t_by_name("a"));
     for (int i = 0; i < 40; i++) {
-        tts[i] = write_op(i % 2 ? MSG_LOAD_COLLECTION : MSG_RELEASE_COLLECTION, "default", "a", NULL);
+        tts[i] = write_op(i % 2 ? op(MSG_LOAD_COLLECTION) : op(MSG_RELEASE_COLLECTION), "default", "a", NULL);
         write_tick();
         if (rnd(3) == 0)
             spin(rnd(12));
@@ -3300,7 +3310,7 @@ static void test_progress_behind_a_reserved_tick(void **state)
     task_crash();
     task_make();
     uint64_t tick = t_chans[0].tick, tt = next_tt();
-    (void)write_op(MSG_LOAD_COLLECTION, "default", "a", NULL);
+    (void)write_op(op(MSG_LOAD_COLLECTION), "default", "a", NULL);
     upsert(a, 0, 1);
     WAIT(links_passed(tt) && arrived(a, 0, 1));
     assert_true(t_chans[0].tick == tick);
@@ -3316,6 +3326,8 @@ static const struct {
     const char *name;
     bool far, portable;
 } targets[N_TARGETS] = {{"near", false, false}, {"far", true, false}, {"portable", false, true}};
+
+#include "repl_meta_cases.h"
 
 static int run_target(int i, const struct CMUnitTest *tests, size_t n)
 {
@@ -3401,6 +3413,13 @@ int main(void)
         T(test_failing_requests_with_a_span),
         T(test_a_clean_stop_leaves_no_span),
         T(test_progress_behind_a_reserved_tick),
+        T(test_what_is_set_up_from_before),
+        T(test_what_is_set_up_while_it_runs),
+        T(test_set_up_over_crashes),
+        T(test_a_refused_set_up_stops_nothing),
+        T(test_rename),
+        T(test_names_go_round),
+        T(test_rename_over_crashes),
     };
     const char *only = getenv("TEST_TARGET");
     FILE *out[N_TARGETS];

@@ -206,7 +206,7 @@ static void source_init(struct source *s, const char *name, const struct field *
 {
     static char *vchannels[] = {(char *)"src-dml_0_9000v0", (char *)"src-dml_1_9000v1"};
     static char *pchannels[] = {(char *)"src-dml_0", (char *)"src-dml_1"};
-    static const char *const keys[] = {"collection.ttl.seconds"}, *const values[] = {"86400"};
+    static const struct src_pair property = {(char *)"collection.ttl.seconds", (char *)"86400"};
     Pb__CollectionInfo m = PB__COLLECTION_INFO__INIT;
     uint8_t schema[2000], value[4000];
     const char *why = "";
@@ -226,7 +226,7 @@ static void source_init(struct source *s, const char *name, const struct field *
     if (!info)
         fail_msg("%s", why);
     s->cat.info = info;
-    s->cat.props = (struct catalog_props){.consistency_level = 2, .n_properties = 1, .keys = keys, .values = values};
+    s->cat.props = (struct catalog_props){.consistency_level = 2};
     s->cat.pub = (struct src_collection){.id = SOURCE_ID,
                                          .db_id = 1,
                                          .db_name = pb_str("default"),
@@ -235,6 +235,8 @@ static void source_init(struct source *s, const char *name, const struct field *
                                          .create_tt = info->create_tt,
                                          .shards = info->shards,
                                          .n_shards = info->n_shards,
+                                         .properties = &property,
+                                         .n_properties = 1,
                                          .impl = &s->cat};
     for (size_t i = 0; i < n; i++)
         s->cat.props.has_partition_key |= f[i].partition_key;

@@ -25,7 +25,7 @@ static void source_schema(struct schema *s, bool partition_key)
 static struct outcome make_plain(const struct schema *s)
 {
     static char *v[] = {(char *)"s_1_5v0", (char *)"s_2_5v1"}, *p[] = {(char *)"s_1", (char *)"s_2"};
-    static const char *const keys[] = {"mmap.enabled"}, *const values[] = {"true"};
+    static const struct src_pair property = {(char *)"mmap.enabled", (char *)"true"};
     Pb__CollectionInfo m = PB__COLLECTION_INFO__INIT;
     struct src_partition parts[] = {{.name = pb_str("_default"), .state = SRC_ALIVE},
                                     {.name = pb_str("p1"), .state = SRC_ALIVE},
@@ -50,10 +50,10 @@ static struct outcome make_plain(const struct schema *s)
     m.physical_channel_names = p;
     cat.info = cat_info_parse(value, pb__collection_info__pack(&m, value), 5, &why);
     assert_non_null(cat.info);
-    cat.props = (struct catalog_props){.consistency_level = 1, .n_properties = 1, .keys = keys, .values = values};
+    cat.props = (struct catalog_props){.consistency_level = 1};
     cat.pub = (struct src_collection){.id = 5, .db_name = pb_str("default"), .name = cat.info->name, .create_tt = 1000,
                                       .shards = cat.info->shards, .n_shards = 2, .partitions = parts,
-                                      .n_partitions = 3, .impl = &cat};
+                                      .n_partitions = 3, .properties = &property, .n_properties = 1, .impl = &cat};
     fx.sink->ops->ensure_collection(fx.sink, &cat.pub, "tdb", "c1", true, on_collection, &o);
     cat_info_free(cat.info);
     memset(&cat, 0xee, sizeof(cat));

@@ -208,7 +208,7 @@ static void source_init(struct source *s, const char *base, const struct def *de
 {
     static char *vchannels[] = {(char *)"src-dml_0_9000v0", (char *)"src-dml_1_9000v1"};
     static char *pchannels[] = {(char *)"src-dml_0", (char *)"src-dml_1"};
-    static const char *const keys[] = {"collection.ttl.seconds"}, *const values[] = {"86400"};
+    static const struct src_pair property = {(char *)"collection.ttl.seconds", (char *)"86400"};
     Pb__CollectionInfo m = PB__COLLECTION_INFO__INIT;
     uint8_t schema[4000], value[8000];
     const char *why = "";
@@ -224,13 +224,13 @@ static void source_init(struct source *s, const char *base, const struct def *de
     s->cat.info = cat_info_parse(value, pb__collection_info__pack(&m, value), COLLECTION_ID, &why);
     if (!s->cat.info)
         fail_msg("%s", why);
-    s->cat.props = (struct catalog_props){.has_partition_key = partition_key != NULL, .n_properties = 1, .keys = keys,
-                                          .values = values};
+    s->cat.props = (struct catalog_props){.has_partition_key = partition_key != NULL};
     s->cat.pub = (struct src_collection){.id = COLLECTION_ID, .db_id = 1, .db_name = pb_str("default"),
                                          .name = s->cat.info->name, .state = SRC_ALIVE,
                                          .create_tt = s->cat.info->create_tt, .shards = s->cat.info->shards,
                                          .n_shards = s->cat.info->n_shards, .pk_name = pb_str(defs[0].name),
-                                         .has_partition_key = partition_key != NULL, .impl = &s->cat};
+                                         .has_partition_key = partition_key != NULL, .properties = &property,
+                                         .n_properties = 1, .impl = &s->cat};
     if (!partition_key)
         source_partition(s, "_default");
 }
