@@ -255,6 +255,13 @@ def to(lab, ordinary):
     return lab
 
 
+def moment():
+    """A time of the source with nothing written near it: its clock is this machine's, but steps."""
+    ms = int(time.time() * 1000) + 500
+    wait_for("the clock", lambda: time.time() * 1000 > ms + 500, 5)
+    return ms
+
+
 @pytest.fixture(params=["standby", "portable"])
 def target(request, pair):
     """The lab's target in each mode."""
