@@ -45,8 +45,8 @@ bool repl_task_verifying(const struct repl_task *t);
 void repl_task_verify_cancel(struct repl_task *t);
 /* The result as it is shown and stored; NULL: none in this run of the task. New reference. */
 json_t *repl_task_verify_json(const struct repl_task *t);
-/* A stored result whose verification nobody goes on with: "running" becomes "failed". */
-void repl_verify_interrupted(json_t *result);
+/* A stored result whose verification nobody goes on with: "running" becomes "failed". False: it was over. */
+bool repl_verify_interrupted(json_t *result);
 /* "counts", "keys", "rows". False: none of them. */
 bool repl_verify_level(const char *name, enum verify_level *ret);
 #endif

@@ -20,6 +20,7 @@
 #include "cli/registry.h"
 #include "cli/health.h"
 #include "cli/token.h"
+#include "cli/verify.h"
 #include "daemon/config.h"
 #include "daemon/notify.h"
 #include "daemon/queue.h"
@@ -347,7 +348,7 @@ static const char *default_config(void)
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
-} commands[] = {{"health", cli_health}, {"token", cli_token}, {"registry", cli_registry}};
+} commands[] = {{"health", cli_health}, {"token", cli_token}, {"registry", cli_registry}, {"verify", cli_verify}};
 
 int main(int argc, char **argv)
 {

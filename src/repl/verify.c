@@ -69,12 +69,15 @@ json_t *repl_task_verify_json(const struct repl_task *t)
     return t->verify ? verify_json(t->verify) : NULL;
 }
 
-void repl_verify_interrupted(json_t *result)
+bool repl_verify_interrupted(json_t *result)
 {
-    if (strcmp(RUNNING, json_string_value(json_object_get(result, "state")) ? json_string_value(json_object_get(result, "state")) : "") != 0)
-        return;
+    const char *state = json_string_value(json_object_get(result, "state"));
+
+    if (!state || strcmp(state, RUNNING) != 0)
+        return false;
     json_object_set_new(result, "state", json_string(FAILED));
     json_object_set_new(result, "reason", json_string("interrupted: the daemon or the task was stopped. Ask again"));
+    return true;
 }
 
 static void store_result(struct verify *v)

@@ -87,6 +87,7 @@ static bool is_ready(struct check *k)
 {
     if (coll_verified(k->coll))
         return true;
+    coll_unverify(k->coll); /* it may have been on the connection before */
     coll_kick(k->coll);
     check_then(k, k->step, POLL_MS);
     return false;
