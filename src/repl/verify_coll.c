@@ -16,7 +16,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 
-#define PAGE_BYTES (4u << 20)
+#define PAGE_BYTES (2u << 20)   /* a page is hashed in one turn of the loop */
 #define FIRST_ROWS 500
 #define MIN_ROWS 16
 #define MAX_ROWS 8000          /* the target is asked for twice as many: more than 16384 are refused */
@@ -46,17 +46,37 @@ static bool is_over(const struct coll *c)
     return c->state == COLL_DROPPING || c->state == COLL_GONE || c->src_dropping;
 }
 
+/* Dropped: its rows are nobody's. */
+static bool part_is_gone(const struct check *k)
+{
+    return k->part_name && !coll_part_alive(k->coll, k->part);
+}
+
+static void leave_part(struct check *k)
+{
+    repair_release(k);
+    suspects_free(&k->suspects);
+    xfree(&k->part_name);
+    k->part++;
+    k->step = step_part;
+}
+
 static void on_timer(void *arg)
 {
     struct check *k = arg;
     struct verify *v = k->verify;
 
-    if (v->cancelled && !k->holding)
+    if (v->cancelled && !k->holding) {
         verify_cancelled(v);
-    else if (is_over(k->coll))
-        verify_next(v, NULL, false); /* dropped: nobody's rows */
-    else
-        k->step(k);
+        return;
+    }
+    if (is_over(k->coll)) {
+        verify_next(v, NULL, false); /* dropped too */
+        return;
+    }
+    if (part_is_gone(k))
+        leave_part(k);
+    k->step(k);
 }
 
 void check_then(struct check *k, check_fn step, unsigned ms)
@@ -129,6 +149,7 @@ void check_free(struct check *k)
     bound_set(&k->to, NULL);
     bound_set(&k->page_end, NULL);
     suspects_free(&k->suspects);
+    free(k->part_name);
     json_decref(k->tally.ranges);
     json_decref(k->tally.keys);
     free(k->ends);
@@ -238,6 +259,7 @@ static void not_loaded(struct check *k, const struct err *err)
 static void on_answer(void *arg, const struct err *err, const struct rows_page *page)
 {
     struct check *k = arg;
+    struct err e;
 
     k->query = NULL;
     if (!err) {
@@ -253,7 +275,10 @@ static void on_answer(void *arg, const struct err *err, const struct rows_page *
     }
     if (k->limit > MIN_ROWS)
         k->limit /= 2; /* it may have been too much */
-    check_trouble(k, err, k->asked == SOURCE ? "reading on the source" : "reading on the target");
+    e = *err;
+    if (e.code == ERR_NOT_FOUND)
+        e.cls = ERRC_RETRY; /* etcd's news will tell */
+    check_trouble(k, &e, k->asked == SOURCE ? "reading on the source" : "reading on the target");
 }
 
 void check_ask(struct check *k, const struct ask *a)
@@ -429,13 +454,15 @@ static void step_first(struct check *k)
 
 static void step_part(struct check *k)
 {
+    const char *name;
     int64_t id;
 
-    if (!coll_part_at(k->coll, k->part, &id, &k->part_name)) {
+    if (!coll_part_at(k->coll, k->part, &id, &name)) {
         verify_next(k->verify, NULL, true);
         return;
     }
     k->part = id;
+    set_text(&k->part_name, name);
     bound_set(&k->after, NULL);
     check_then(k, step_page, 0);
 }
@@ -640,7 +667,7 @@ void check_range_over(struct check *k)
     } else if (k->part == ALL_PARTS) {
         verify_next(k->verify, NULL, true);
     } else {
-        k->part++;
+        leave_part(k);
         check_then(k, step_part, 0);
     }
 }

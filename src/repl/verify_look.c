@@ -52,16 +52,23 @@ static struct suspect *batch_at(const struct check *k, size_t i)
     return &k->suspects.v[k->done + i];
 }
 
-/* Equal now. */
-static void acquit(struct check *k, size_t i)
+/* Those that are equal leave. */
+static void acquit(struct check *k)
 {
-    struct suspect *s = batch_at(k, i);
+    struct suspects *l = &k->suspects;
+    size_t kept = k->done, end = k->done + k->batch;
 
-    k->tally.repaired += s->repairs > 0;
-    row_key_release(&s->key);
-    memmove(s, s + 1, (k->suspects.n - k->done - i - 1) * sizeof(*s));
-    k->suspects.n--;
-    k->batch--;
+    for (size_t i = k->done; i < end; i++) {
+        if (l->v[i].equal) {
+            k->tally.repaired += l->v[i].repairs > 0;
+            row_key_release(&l->v[i].key);
+        } else {
+            l->v[kept++] = l->v[i];
+        }
+    }
+    memmove(l->v + kept, l->v + end, (l->n - end) * sizeof(*l->v));
+    l->n -= end - kept;
+    k->batch = kept - k->done;
 }
 
 /* ---- asking ----------------------------------------------------------------------------------------------- */
@@ -121,8 +128,7 @@ static void step_source(struct check *k)
 
 /* ---- judging ------------------------------------------------------------------------------------------------ */
 
-/* True: it is equal on both sides. */
-static bool look_at(struct suspect *s, const struct row *source, const struct row *target)
+static void look_at(struct suspect *s, const struct row *source, const struct row *target)
 {
     const struct row *rows[N_SIDES] = {source, target};
     bool same = true;
@@ -136,7 +142,7 @@ static bool look_at(struct suspect *s, const struct row *source, const struct ro
     }
     s->looks++;
     s->same = same ? s->same + 1 : 1;
-    return s->has[SOURCE] == s->has[TARGET] && row_hash_equal(s->hash[SOURCE], s->hash[TARGET]);
+    s->equal = s->has[SOURCE] == s->has[TARGET] && row_hash_equal(s->hash[SOURCE], s->hash[TARGET]);
 }
 
 static bool is_judged(const struct suspect *s)
@@ -202,14 +208,13 @@ static void on_target(struct check *k, const struct rows_page *page)
 
     if (!check_rows(k, page, &target))
         return;
-    for (size_t i = k->batch; i-- > 0;) {
+    for (size_t i = 0; i < k->batch; i++) {
         struct suspect *s = batch_at(k, i);
 
-        if (look_at(s, row_page_find(&k->seen, &s->key), row_page_find(&target, &s->key)))
-            acquit(k, i);
-        else
-            judged &= is_judged(s);
+        look_at(s, row_page_find(&k->seen, &s->key), row_page_find(&target, &s->key));
+        judged &= s->equal || is_judged(s);
     }
+    acquit(k);
     row_page_release(&target);
     if (judged)
         batch_judged(k);

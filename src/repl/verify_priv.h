@@ -25,6 +25,7 @@ struct suspect {
     unsigned looks;     /* at it */
     unsigned same;      /* looks in a row that saw just this */
     unsigned repairs;   /* so often it was written */
+    bool equal;         /* at the last look: it goes */
 };
 struct suspects {
     struct suspect *v;
@@ -85,7 +86,7 @@ struct check {
 
     /* pages */
     int64_t part;           /* of the partition, or ALL_PARTS */
-    const char *part_name;
+    char *part_name;        /* NULL: none is named */
     struct bound after, to; /* the range: keys behind after, up to to; not set: no end */
     bool split;             /* to lies before the page's end */
     uint64_t limit, asked_rows;

@@ -115,7 +115,7 @@ void verify_settle(struct mtask *t)
 void verify_show(json_t *o, const struct mtask *t)
 {
     json_t *result = t->run ? repl_task_verify_json(t->run) : NULL;
-    bool elsewhere = !holding_epoch(t->m, t->key) && t->owner && *t->owner;
+    bool elsewhere = t->m->d.registry->shared && !holding_epoch(t->m, t->key) && t->owner && *t->owner;
 
     if (!result && (result = stored(t)) && !elsewhere)
         (void)repl_verify_interrupted(result);
