@@ -50,7 +50,7 @@ static json_t *verify_json(const struct verify *v)
 {
     json_t *colls = json_copy(v->done), *o;
 
-    if (v->check)
+    if (v->check && !v->check->over)
         json_array_append_new(colls, check_json(v->check, RUNNING, NULL));
     o = json_pack("{s:s, s:s, s:b, s:I, s:I, s:I, s:o}", "state", v->state, "level", level_names[v->o.level], "repair",
                   v->o.repair, "started_ms", (json_int_t)v->started_ms, "rows_compared", (json_int_t)v->rows, "time_tick",
@@ -176,6 +176,10 @@ static void on_next(void *arg)
         on_done(v);
         return;
     }
+    if (v->cancelled) {
+        finish(v, FAILED, "cancelled");
+        return;
+    }
     c = next_coll(v);
     if (!c) {
         all_done(v);
@@ -233,10 +237,11 @@ void verify_next(struct verify *v, const char *reason, bool compared)
     const char *state;
 
     reason = text;
+    k->over = true;
     if (compared || reason) {
         note_equal_keys(k);
         state = judge(v, k, compared, &reason);
-        if (state == FAILED && !v->reason)
+        if (state == FAILED && !v->reason && !v->cancelled)
             v->reason = xasprintf("%s.%s: %s", k->coll->db, k->coll->name, reason);
         if (state != EQUAL)
             log_warn("repl", "a collection is not equal on both sides", KS("task", v->task->o.id), KS("db", k->coll->db),
@@ -248,20 +253,19 @@ void verify_next(struct verify *v, const char *reason, bool compared)
         else
             v->unlisted++;
     }
-    v->check = NULL;
-    check_free(k);
     free(text);
+    if (!check_unload(k))
+        verify_unloaded(v);
+}
+
+void verify_unloaded(struct verify *v)
+{
+    check_free(v->check);
+    v->check = NULL;
     timer_set(&v->next, 0);
 }
 
 /* ---- life -------------------------------------------------------------------------------------------------------- */
-
-void verify_cancelled(struct verify *v)
-{
-    check_free(v->check);
-    v->check = NULL;
-    finish(v, FAILED, "cancelled");
-}
 
 static int check_names(const struct repl_task *t, const json_t *names, struct err *err)
 {

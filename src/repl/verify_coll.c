@@ -1,5 +1,5 @@
 /*
- * verify_coll.c - one collection: its rows counted on both sides, then read by rising key.
+ * verify_coll.c - one collection: its rows read on both sides by rising key, then counted.
  *
  * A page of the source decides a range of keys, and the target's rows of that range are asked for. Nothing relies on an order
  * of the target's answer (Milvus Lite gives any rows when there is a limit): an answer that is cut off makes the range
@@ -67,7 +67,7 @@ static void on_timer(void *arg)
     struct verify *v = k->verify;
 
     if (v->cancelled && !k->holding) {
-        verify_cancelled(v);
+        verify_next(v, "cancelled", false);
         return;
     }
     if (is_over(k->coll)) {
@@ -117,16 +117,33 @@ static void name_of(const struct check *k, enum side side, const char **ret_db, 
     *ret_name = side == SOURCE ? c->name : c->dst_name;
 }
 
-/* Nobody waits for it. */
-static void release_loaded(struct check *k)
+static void on_released(void *arg, const struct err *err, const struct rows_page *page)
+{
+    struct check *k = arg;
+
+    (void)page;
+    k->query = NULL;
+    if (err)
+        log_warn("repl", "what was loaded for a comparison is still loaded", KS("task", k->verify->task->o.id),
+                 KS("collection", k->coll->name), KS("error", err->text));
+    if (!check_unload(k))
+        verify_unloaded(k->verify);
+}
+
+bool check_unload(struct check *k)
 {
     const char *db, *name;
 
     for (enum side s = SOURCE; s < N_SIDES; s++) {
+        if (!k->loaded_by_us[s])
+            continue;
+        k->loaded_by_us[s] = false;
+        k->asked = s;
         name_of(k, s, &db, &name);
-        if (k->loaded_by_us[s])
-            port_of(k, s)->ops->load(port_of(k, s), db, name, false, NULL, NULL);
+        k->query = port_of(k, s)->ops->load(port_of(k, s), db, name, false, on_released, k);
+        return true;
     }
+    return false;
 }
 
 void check_free(struct check *k)
@@ -141,7 +158,6 @@ void check_free(struct check *k)
     for (size_t i = 0; i < k->coll->n_shards; i++)
         w->ops->end_cancel(w, &k->ends_args[i]);
     repair_release(k);
-    release_loaded(k);
     timer_release(&k->timer);
     row_page_release(&k->page);
     row_page_release(&k->seen);
@@ -401,8 +417,6 @@ static uint64_t confirmed_tt(const struct coll *c)
 
 static void on_count_target(struct check *k, const struct rows_page *page)
 {
-    if (!k->tt)
-        k->tt = confirmed_tt(k->coll);
     k->tally.counts[TARGET] = msg_page_count(page->data, page->len);
     check_then(k, step_count_again, 0);
 }
@@ -424,10 +438,8 @@ static void on_count_again(struct check *k, const struct rows_page *page)
     if (k->counts_differ && ++k->count_rounds < COUNT_ROUNDS) {
         k->low = k->high = n;
         check_then(k, step_settle_count, 0);
-    } else if (k->verify->o.level == VERIFY_COUNTS) {
-        verify_next(k->verify, NULL, true);
     } else {
-        check_then(k, step_part, 0);
+        verify_next(k->verify, NULL, true);
     }
 }
 
@@ -436,12 +448,18 @@ static void step_count_again(struct check *k)
     count(k, SOURCE, on_count_again);
 }
 
+static void step_begin(struct check *k)
+{
+    k->tt = confirmed_tt(k->coll);
+    check_then(k, k->verify->o.level == VERIFY_COUNTS ? step_count_source : step_part, 0);
+}
+
 static void step_first(struct check *k)
 {
     struct err err;
 
     if (k->coll->state == COLL_ACTIVE) {
-        check_then(k, step_count_source, 0);
+        check_ends(k, true, step_begin);
     } else if (k->coll->copy) {
         check_give_up(k, "its rows from before the task are being copied: verify it when the snapshot is over");
     } else {
@@ -458,7 +476,7 @@ static void step_part(struct check *k)
     int64_t id;
 
     if (!coll_part_at(k->coll, k->part, &id, &name)) {
-        verify_next(k->verify, NULL, true);
+        check_then(k, step_count_source, 0);
         return;
     }
     k->part = id;
@@ -665,7 +683,7 @@ void check_range_over(struct check *k)
     } else if (!k->page_last) {
         check_then(k, step_page, 0);
     } else if (k->part == ALL_PARTS) {
-        verify_next(k->verify, NULL, true);
+        check_then(k, step_count_source, 0);
     } else {
         leave_part(k);
         check_then(k, step_part, 0);

@@ -69,6 +69,7 @@ struct check {
     struct backoff backoff;
     uint64_t trouble_ms;    /* monotonic, since when it does not go on; 0: it does */
     bool loading[N_SIDES], loaded_by_us[N_SIDES];
+    bool over;              /* judged: what was loaded for it is being released */
     struct tally tally;
     uint64_t tt;            /* the source's time up to which the target had all when it began */
 
@@ -134,6 +135,8 @@ struct verify {
 /* verify_coll.c */
 struct check *check_new(struct verify *v, struct coll *c);
 void check_free(struct check *k);
+/* Releases what was loaded for it, then verify_unloaded(). False: there is nothing to release. */
+bool check_unload(struct check *k);
 /* reason NULL: none. */
 json_t *check_json(const struct check *k, const char *state, const char *reason);
 /* Calls step from the loop, unless the verification is cancelled or the collection is gone. */
@@ -180,7 +183,8 @@ void repair_release(struct check *k);
 
 /* verify.c: the collection is over. reason: why it could not be compared, or NULL; compared: it was. */
 void verify_next(struct verify *v, const char *reason, bool compared);
-void verify_cancelled(struct verify *v);
+/* What was loaded for the check is released. */
+void verify_unloaded(struct verify *v);
 /* Tells and stores now and then. */
 void verify_progress(struct verify *v);
 #endif

@@ -86,8 +86,9 @@ def test_equal_while_rows_are_written(to, cdc, ordinary, writing):
 def spoil(to, t, gone, added, changed):
     c = to.target.collection(t.name)
     c.delete(f"id in [{', '.join(repr_key(t, k) for k in gone)}]")
-    c.insert([t.shape.row(to.rnd, k) for k in added])
-    c.upsert([t.shape.row(to.rnd, k) for k in changed])
+    for write, keys in ((c.insert, added), (c.upsert, changed)):
+        if keys:
+            write([t.shape.row(to.rnd, k) for k in keys])
 
 
 def repr_key(t, key):

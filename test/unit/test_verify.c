@@ -32,7 +32,7 @@ static void old_add(int64_t key, int64_t value, bool on_target)
 struct rows_call {
     LIST_ENTRY(rows_call) entry;
     struct timer timer;
-    bool target, count, load;
+    bool target, count, load, on;
     char *collection, *expr;
     bool keys_only;
     uint64_t limit;
@@ -216,7 +216,7 @@ static void on_rows_timer(void *arg)
     struct err err;
 
     if (c->load) {
-        not_there[c->target] = false;
+        not_there[c->target] = !c->on;
         rows_call_free(c);
         if (done)
             done(done_arg, NULL, NULL);
@@ -271,10 +271,8 @@ static struct rows_call *r_load(struct rows_port *p, const char *db, const char 
 
     (void)db;
     c->load = true;
-    not_there[c->target] = !on && !done ? true : not_there[c->target];
-    if (!on) /* nobody waits */
-        rows_call_free(c);
-    return on ? c : NULL;
+    c->on = on;
+    return c;
 }
 
 static void r_cancel(struct rows_call *c)
