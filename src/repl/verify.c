@@ -93,10 +93,21 @@ static void store_result(struct verify *v)
     json_decref(o);
 }
 
+static void set_gauges(const struct verify *v)
+{
+    metric_get(METRIC_GAUGE, "milvus_cdc_verify_rows", "rows of the source compared by the task's last verification",
+               METRIC_LABELS({"task_id", v->task->o.id}))
+        ->value = (double)v->rows;
+    metric_get(METRIC_GAUGE, "milvus_cdc_verify_differences", "rows that it found missing, extra or different",
+               METRIC_LABELS({"task_id", v->task->o.id}))
+        ->value = (double)v->differences;
+}
+
 void verify_progress(struct verify *v)
 {
     uint64_t now = clock_mono_ms();
 
+    set_gauges(v);
     if (now - v->told_ms < TELL_MS)
         return;
     v->told_ms = now;
@@ -241,6 +252,8 @@ void verify_next(struct verify *v, const char *reason, bool compared)
     if (compared || reason) {
         note_equal_keys(k);
         state = judge(v, k, compared, &reason);
+        v->differences += k->tally.missing + k->tally.extra + k->tally.different;
+        set_gauges(v);
         if (state == FAILED && !v->reason && !v->cancelled)
             v->reason = xasprintf("%s.%s: %s", k->coll->db, k->coll->name, reason);
         if (state != EQUAL)

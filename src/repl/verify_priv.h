@@ -126,6 +126,7 @@ struct verify {
     char *reason;
     uint64_t started_ms, finished_ms; /* wall time */
     uint64_t rows;            /* compared */
+    uint64_t differences;     /* of the collections that are done */
     uint64_t told_ms;
     size_t unlisted;          /* equal ones that are not in done */
     bool different, repaired, failed, cancelled;

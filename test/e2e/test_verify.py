@@ -1,4 +1,5 @@
 """Source and target are compared, and the target is mended: the request verify, and milvus-cdc verify."""
+import secrets
 import subprocess
 
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from conftest import FOLDER
 from compare import Side
 from servers import ApiError, Milvus, find_program, wait_for
+from test_group import Group
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,29 @@ def test_kill_while_it_compares(to, ordinary, writing):
         assert verify(cdc, task, repair=True)["state"] in ("repaired", "equal")
     assert verify(cdc, task)["state"] == "equal"
     to.equal(cdc, task, [t])
+
+
+def test_any_daemon_is_asked(to, postgres, ordinary):
+    """The owner compares; all show the result, also when it is gone."""
+    group = Group(to, postgres.database(f"v{secrets.token_hex(4)}"), 2)
+    t = to.table("a")
+    for _ in range(20):
+        t.put(1000)
+    task = replicated(to, group.c[0], ordinary, [t])
+    owner = group.wait_owner(task)
+    other = next(c for c in group.c if c is not owner)
+    found = verify(other, task)
+    assert found["state"] == "equal", found
+    assert owner.task(task)["verify"] == found
+    other.api("verify", task_id=task)
+    with pytest.raises(ApiError, match="a verification of the task is running"):
+        other.api("verify", task_id=task)
+    owner.kill()
+    owner.ended_on_purpose = True
+    group.wait_owner(task, owner)
+    found = other.task(task)["verify"]
+    assert found["state"] == "failed" and "interrupted" in found["reason"]
+    assert verify(other, task, level="keys")["state"] == "equal"
 
 
 def test_cancel(to, cdc, ordinary):
