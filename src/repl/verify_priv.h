@@ -2,6 +2,7 @@
  * verify_priv.h - the parts of a verification.
  *
  *   verify.c         the collections of a task, one after the other; the result
+ *   verify_check.c   how one collection is compared: steps, queries, trouble
  *   verify_coll.c    one collection: counts, and pages of its rows by rising key, each against the target's same range
  *   verify_look.c    rows that seem to differ are looked at again by their keys, until it is sure
  *   verify_repair.c  what differs is written anew while the collection's stream is held
@@ -13,6 +14,9 @@
 #include "repl/verify.h"
 
 struct check;
+
+/* Rows of a page. */
+enum { FIRST_ROWS = 500, MIN_ROWS = 16 };
 
 /* What is asked of either side. */
 enum side { SOURCE, TARGET, N_SIDES };
@@ -133,7 +137,7 @@ struct verify {
     struct timer next;
 };
 
-/* verify_coll.c */
+/* verify_check.c */
 struct check *check_new(struct verify *v, struct coll *c);
 void check_free(struct check *k);
 /* Releases what was loaded for it, then verify_unloaded(). False: there is nothing to release. */
@@ -163,6 +167,14 @@ bool check_is_tired(struct check *k);
 void check_give_up(struct check *k, const char *reason);
 /* The columns that rows are compared by. */
 const char *check_output(const struct check *k);
+/* key NULL: no end. */
+void check_bound(struct bound *b, const struct row_key *key);
+/* The partition is compared, or was dropped: check_part() comes next. */
+void check_leave_part(struct check *k);
+
+/* verify_coll.c: the first step; the one that begins with the next partition */
+void check_first(struct check *k);
+void check_part(struct check *k);
 /* The looks at a range are over. */
 void check_range_over(struct check *k);
 
