@@ -69,13 +69,21 @@ void check_then(struct check *k, check_fn step, unsigned ms)
     timer_set(&k->timer, ms);
 }
 
+static uint64_t first_limit(const struct coll *c)
+{
+    const struct src_collection *sc = c->task->o.catalog->ops->get(c->task->o.catalog, c->id);
+    uint64_t rows = sc && sc->row_bytes ? PAGE_BYTES / sc->row_bytes : FIRST_ROWS;
+
+    return rows < 1 ? 1 : rows > FIRST_ROWS ? FIRST_ROWS : rows;
+}
+
 struct check *check_new(struct verify *v, struct coll *c)
 {
     struct check *k = xcalloc(1, sizeof(*k));
 
     k->verify = v;
     k->coll = coll_ref(c);
-    k->limit = FIRST_ROWS;
+    k->limit = first_limit(c);
     k->backoff = (struct backoff)BACKOFF_INIT(200, 5000);
     k->ends = xcalloc(c->n_shards ? c->n_shards : 1, sizeof(*k->ends));
     k->ends_args = xcalloc(c->n_shards ? c->n_shards : 1, sizeof(*k->ends_args));
@@ -254,6 +262,17 @@ static void not_loaded(struct check *k, const struct err *err)
 
 /* ---- questions ------------------------------------------------------------------------------------------ */
 
+/* The answer was too large: the next one has fewer rows. False: it has one already. */
+static bool ask_for_less(struct check *k)
+{
+    bool can = k->limit > 1 || k->asked_rows > 1 || k->batch > 1;
+
+    k->limit = (k->limit + 1) / 2;
+    k->asked_rows = (k->asked_rows + 1) / 2;
+    k->batch = (k->batch + 1) / 2;
+    return can;
+}
+
 static void on_answer(void *arg, const struct err *err, const struct rows_page *page)
 {
     struct check *k = arg;
@@ -271,8 +290,12 @@ static void on_answer(void *arg, const struct err *err, const struct rows_page *
         not_loaded(k, err);
         return;
     }
-    if (k->limit > MIN_ROWS)
-        k->limit /= 2; /* it may have been too much */
+    if (err->code == ERR_LIMIT && ask_for_less(k)) {
+        check_then(k, k->step, 0);
+        return;
+    }
+    if (err->code == ERR_TIMEOUT)
+        (void)ask_for_less(k); /* it may have been too much */
     e = *err;
     if (e.code == ERR_NOT_FOUND)
         e.cls = ERRC_RETRY; /* etcd's news will tell */
@@ -287,12 +310,33 @@ void check_ask(struct check *k, const struct ask *a)
                            .output = a->output,
                            .limit = a->limit,
                            .careful = a->careful,
-                           .eventual = a->eventual};
+                           .since = a->since ? k->since[a->side] : 0};
 
     name_of(k, a->side, &q.db, &q.collection);
     k->asked = a->side;
     k->answer = a->answer;
     k->query = port->ops->query(port, &q, on_answer, k);
+}
+
+static void on_now(void *arg, const struct err *err, uint64_t tt)
+{
+    struct check *k = arg;
+
+    k->query = NULL;
+    if (err && err->code != ERR_UNSUPPORTED) {
+        check_trouble(k, err, k->asked == SOURCE ? "asking for the source's time" : "asking for the target's time");
+        return;
+    }
+    went_well(k);
+    k->since[k->asked] = err ? 0 : tt;
+    check_then(k, k->settled, 0);
+}
+
+void check_now(struct check *k, enum side side, check_fn step)
+{
+    k->asked = side;
+    k->settled = step;
+    k->query = port_of(k, side)->ops->now(port_of(k, side), on_now, k);
 }
 
 bool check_rows(struct check *k, const struct rows_page *page, struct row_page *ret)

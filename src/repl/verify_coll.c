@@ -13,7 +13,6 @@
 
 #include "base/mem.h"
 
-#define PAGE_BYTES (2u << 20)   /* a page is hashed in one turn of the loop */
 #define MAX_ROWS 8000          /* the target is asked for twice as many: more than 16384 are refused */
 #define BUSY_MS 200
 #define COUNT_ROUNDS 6
@@ -94,8 +93,24 @@ static void step_count_again(struct check *k)
 
 static void step_begin(struct check *k)
 {
-    k->tt = confirmed_tt(k->coll);
     check_then(k, k->verify->o.level == VERIFY_COUNTS ? step_count_source : check_part, 0);
+}
+
+static void step_now_target(struct check *k)
+{
+    k->tt = confirmed_tt(k->coll);
+    check_now(k, TARGET, step_begin);
+}
+
+static void step_settle(struct check *k)
+{
+    check_ends(k, true, step_now_target);
+}
+
+/* Pages show what the source had by now, and what the target had when it had all of that. */
+static void step_now_source(struct check *k)
+{
+    check_now(k, SOURCE, step_settle);
 }
 
 void check_first(struct check *k)
@@ -103,7 +118,7 @@ void check_first(struct check *k)
     struct err err;
 
     if (k->coll->state == COLL_ACTIVE) {
-        check_ends(k, true, step_begin);
+        check_then(k, step_now_source, 0);
     } else if (k->coll->copy) {
         check_give_up(k, "its rows from before the task are being copied: verify it when the snapshot is over");
     } else {
@@ -145,7 +160,7 @@ static void adapt(struct check *k, size_t bytes)
 
     k->row_bytes = bytes / k->page.n + 1;
     want = PAGE_BYTES / k->row_bytes;
-    k->limit = want < MIN_ROWS ? MIN_ROWS : want > MAX_ROWS ? MAX_ROWS : want;
+    k->limit = want < 1 ? 1 : want > MAX_ROWS ? MAX_ROWS : want;
 }
 
 /* The page is complete: its range begins. last: it has no end. */
@@ -180,7 +195,7 @@ static void step_page_count(struct check *k)
     char *expr = range_expr(k, &last);
 
     check_ask(k, &(struct ask){
-                     .side = SOURCE, .eventual = true, .expr = expr, .output = "count(*)", .answer = on_page_counted});
+                     .side = SOURCE, .since = true, .expr = expr, .output = "count(*)", .answer = on_page_counted});
     free(expr);
 }
 
@@ -227,6 +242,7 @@ static void step_page(struct check *k)
     k->asked_rows = k->limit;
     expr = range_expr(k, &(struct bound){0});
     check_ask(k, &(struct ask){.side = SOURCE,
+                               .since = true,
                                .careful = k->careful,
                                .expr = expr,
                                .output = check_output(k),
@@ -274,7 +290,7 @@ static void on_range(struct check *k, const struct rows_page *page)
     if (!check_rows(k, page, &target))
         return;
     if (target.n >= range_limit(k)) { /* it may have more: half of the range */
-        check_bound(&k->to, &target.rows[target.n / 2].key);
+        check_bound(&k->to, &target.rows[(target.n - 1) / 2].key);
         k->split = true;
         check_then(k, step_range, 0);
     } else {
@@ -291,6 +307,7 @@ static void step_range(struct check *k)
     char *expr = range_expr(k, &k->to);
 
     check_ask(k, &(struct ask){.side = TARGET,
+                               .since = true,
                                .expr = expr,
                                .output = check_output(k),
                                .limit = range_limit(k),

@@ -16,7 +16,7 @@
 struct check;
 
 /* Rows of a page. */
-enum { FIRST_ROWS = 500, MIN_ROWS = 16 };
+enum { FIRST_ROWS = 500, PAGE_BYTES = 2 << 20 /* a page is hashed in one turn of the loop */ };
 
 /* What is asked of either side. */
 enum side { SOURCE, TARGET, N_SIDES };
@@ -76,6 +76,7 @@ struct check {
     bool over;              /* judged: what was loaded for it is being released */
     struct tally tally;
     uint64_t tt;            /* the source's time up to which the target had all when it began */
+    uint64_t since[N_SIDES]; /* a time of each side: what was written until then is on the target. 0: it cannot tell */
 
     /* waiting until the target has all that the source has written by now */
     struct wal_pos *ends;   /* by shard */
@@ -150,12 +151,15 @@ void check_then(struct check *k, check_fn step, unsigned ms);
  * tried again from the present step on, or gives the collection up. */
 struct ask {
     enum side side;
-    bool all, eventual, careful;
+    bool all, careful;
+    bool since;     /* shows what check_now() found written at least; else all, and waits for the side's next tick */
     const char *expr, *output;
     uint64_t limit; /* 0: none */
     void (*answer)(struct check *k, const struct rows_page *page);
 };
 void check_ask(struct check *k, const struct ask *a);
+/* Asks a side for its time, for queries that come later; then step. */
+void check_now(struct check *k, enum side side, check_fn step);
 /* Reads rows of an answer. False: the collection was given up. */
 bool check_rows(struct check *k, const struct rows_page *page, struct row_page *ret);
 /* Asks where the source's log ends now (k->ends), and then goes on with step; wait: when the target has all of it. */
