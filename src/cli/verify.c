@@ -76,8 +76,8 @@ static json_t *call(struct asker *a, const char *type, json_t *take, struct err 
 
 static json_t *request_of(const struct options *o)
 {
-    json_t *data = json_pack("{s:s, s:s*, s:b, s:b, s:b}", "task_id", o->task, "level", o->level, "repair", o->repair, "load",
-                             o->load, "cancel", o->cancel);
+    json_t *data = json_pack("{s:s, s:s*, s:b, s:b, s:b}", "task_id", o->task, "level", o->level, "repair", o->repair,
+                             "load", o->load, "cancel", o->cancel);
 
     if (o->collections)
         json_object_set(data, "collections", o->collections);

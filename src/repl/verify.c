@@ -301,7 +301,8 @@ static int check_options(const struct repl_task *t, const struct repl_verify_opt
     if (t->state != RUN_RUNNING || t->fatal)
         return err_set(err, ERR_STATE, ERRC_USER, "the task is starting or stopping: try again");
     if (repl_task_verifying(t))
-        return err_set(err, ERR_STATE, ERRC_USER, "a verification of the task is running: wait, or ask with \"cancel\": true");
+        return err_set(err, ERR_STATE, ERRC_USER, "a verification of the task is running: wait, or ask with \"cancel\": "
+                                                  "true");
     if (!t->o.rows)
         return err_set(err, ERR_STATE, ERRC_USER, "the source's API is not known: set sourceConfig.milvus.uri in the "
                                                   "configuration of the daemon that runs the task");

@@ -1,6 +1,6 @@
 /*
- * verify_check.c - what the comparison of one collection is made of: steps that the loop runs one after the other, queries to
- * either side, waiting for the stream, and what happens when something fails.
+ * verify_check.c - what the comparison of one collection is made of: steps that the loop runs one after the other, queries
+ * to either side, waiting for the stream, and what happens when something fails.
  */
 #include "repl/verify_priv.h"
 

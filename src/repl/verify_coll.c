@@ -1,8 +1,8 @@
 /*
  * verify_coll.c - one collection: its rows read on both sides by rising key, then counted.
  *
- * A page of the source decides a range of keys, and the target's rows of that range are asked for. Nothing relies on an order
- * of the target's answer (Milvus Lite gives any rows when there is a limit): an answer that is cut off makes the range
+ * A page of the source decides a range of keys, and the target's rows of that range are asked for. Nothing relies on an
+ * order of the target's answer (Milvus Lite gives any rows when there is a limit): an answer that is cut off makes the range
  * smaller. What does not fit goes to verify_look.c; so it does no harm that the two sides are read at different moments.
  *
  * As copy.c does, rows of the range are counted on the source, since equal keys may hide others from a page.

@@ -380,7 +380,8 @@ static void assert_found(const char *name, int missing, int extra, int different
     const json_t *o = coll_result(name);
     char *text = json_dumps(result, 0);
 
-    if (json_integer_value(json_object_get(o, "missing")) != missing || json_integer_value(json_object_get(o, "extra")) != extra ||
+    if (json_integer_value(json_object_get(o, "missing")) != missing ||
+        json_integer_value(json_object_get(o, "extra")) != extra ||
         json_integer_value(json_object_get(o, "different")) != different)
         fail_msg("%d missing, %d extra, %d different were expected: %s", missing, extra, different, text);
     free(text);
@@ -763,7 +764,8 @@ int main(void)
         cmocka_set_test_filter(getenv("TEST_FILTER"));
     for (int i = 0; i < 2; i++) {
         portable = i == 0;
-        failed += _cmocka_run_group_tests(portable ? "portable" : "standby", tests, sizeof(tests) / sizeof(*tests), NULL, NULL);
+        failed += _cmocka_run_group_tests(portable ? "portable" : "standby", tests, sizeof(tests) / sizeof(*tests), NULL,
+                                          NULL);
     }
     return failed;
 }
