@@ -34,6 +34,8 @@ struct reg_task {
     bool keep; /* wants an owner although paused (keep_queryable) */
     char *reason;          /* "" when there is none; of a running task: what keeps it from moving just now */
     int64_t created_ms, updated_ms;
+    char *verify;          /* the result of its last comparison with the target, JSON; "" when there is none. Changed by
+                              store_ops.put_verify() only */
     /* Its target's lease, not part of create: */
     char *owner;           /* daemon id, "" when free or run out */
     uint64_t epoch;        /* 0: never held */

@@ -442,6 +442,8 @@ struct store_ops {
     void (*put_tick)(struct store_batch *b, const char *target, const char *dst_channel, uint64_t tt);
     /* The same where put_tick went ahead of what was sent: exactly this, also if it is lower than what is stored. */
     void (*set_tick)(struct store_batch *b, const char *target, const char *dst_channel, uint64_t tt);
+    /* What a comparison of the task's rows found (repl/verify.h), in the place of the former; JSON. */
+    void (*put_verify)(struct store_batch *b, const char *json);
     /*
      * Durable (synced) when done comes without error. Commits are carried out in the order of the calls,
      * grouped. ERR_STALE: the task has another owner or epoch now, nothing was written. RETRY errors are

@@ -48,6 +48,9 @@ void manager_pause(struct manager *m, const char *task_id, manager_fn done, void
 void manager_resume(struct manager *m, const char *task_id, manager_fn done, void *arg);
 /* The same; messages that the queue has no longer (LOST in the reason) are given up. */
 void manager_resume_over_gap(struct manager *m, const char *task_id, manager_fn done, void *arg);
+/* Begins to compare source and target, or cancels that. request: its request_data, JSON, as the API has checked it. The
+ * result is in the task's object. ERR_STATE: the task is not running, or is being compared. */
+void manager_verify(struct manager *m, const char *task_id, const char *request, manager_fn done, void *arg);
 /* ERR_NOT_FOUND for an unknown id. */
 void manager_delete(struct manager *m, const char *task_id, manager_fn done, void *arg);
 /* Drops the callbacks of calls made with arg (the client went away; the work goes on). */

@@ -21,7 +21,7 @@ struct call {
     struct http_request *http;
     const char *type; /* one of the known types, or "unknown": also the metric's label */
     char *task_id;    /* for the log; NULL: none */
-    bool ignore_not_found, accept_gap;
+    bool ignore_not_found, accept_gap, cancel;
     uint64_t start_us;
 };
 

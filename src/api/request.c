@@ -168,6 +168,41 @@ static void do_resume(struct call *c, const json_t *data)
         manager_resume(c->s->m, c->task_id, on_done, c);
 }
 
+static void on_verify_begun(void *arg, const struct err *err)
+{
+    struct call *c = arg;
+
+    if (err)
+        fail_with(c, err);
+    else
+        call_ok(c, json_pack("{s:s, s:s}", "task_id", c->task_id, "state", c->cancel ? "cancelling" : "running"));
+}
+
+static void do_verify(struct call *c, const json_t *data)
+{
+    static const struct field fields[] = {
+        {"task_id", FIELD_STRING, NULL},       {"level", FIELD_STRING, NULL}, {"repair", FIELD_BOOL, NULL},
+        {"load", FIELD_BOOL, NULL},            {"cancel", FIELD_BOOL, NULL},
+        {"collections", FIELD_STRINGS, NULL}, {0},
+    };
+    struct err err = {0};
+    json_t *o;
+    char *text;
+
+    if (!need_id(c, data, id_only_fields))
+        return;
+    o = fields_decode(data, fields, &err);
+    if (!o) {
+        decode_failed(c, &err);
+        return;
+    }
+    c->cancel = field_bool(o, "cancel");
+    text = json_dumps(o, JSON_COMPACT);
+    manager_verify(c->s->m, c->task_id, text, on_verify_begun, c);
+    free(text);
+    json_decref(o);
+}
+
 static void on_get(void *arg, const struct err *err, json_t *task)
 {
     struct call *c = arg;
@@ -239,6 +274,7 @@ static void on_list_refreshed(void *arg, const struct err *err)
 
         if (task) {
             manager_add_matches(c->s->m, copy[i], MATCHES_OF_LIST, task);
+            json_object_del(json_object_get(task, "verify"), "collections"); /* get has them */
             json_array_append_new(tasks, task);
         }
         free(copy[i]);
@@ -279,7 +315,7 @@ static const struct {
 } types[] = {
     {"create", do_create}, {"delete", do_delete},     {"pause", do_pause},
     {"resume", do_resume}, {"get", do_get},           {"position", do_position},
-    {"list", do_list},     {"maintenance", do_maintenance},
+    {"list", do_list},     {"maintenance", do_maintenance}, {"verify", do_verify},
 };
 enum { N_TYPES = sizeof(types) / sizeof(types[0]) };
 

@@ -103,14 +103,18 @@ static void on_open(void *arg)
     struct get *s = arg;
     const struct http_get *g = s->g;
     bool v6 = strchr(g->url.host, ':') != NULL;
-    char *text = xasprintf("GET %s HTTP/1.0\r\nHost: %s%s%s:%u\r\n%s%s%sUser-Agent: milvus-cdc\r\n\r\n", g->target,
-                           v6 ? "[" : "", g->url.host, v6 ? "]" : "", g->url.port,
-                           g->token ? "Authorization: Bearer " : "", g->token ? g->token : "", g->token ? "\r\n" : "");
+    char *more = g->body ? xasprintf("Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s", strlen(g->body),
+                                     g->body)
+                         : xstrdup("\r\n");
+    char *text = xasprintf("%s %s HTTP/1.0\r\nHost: %s%s%s:%u\r\n%s%s%sUser-Agent: milvus-cdc\r\n%s",
+                           g->body ? "POST" : "GET", g->target, v6 ? "[" : "", g->url.host, v6 ? "]" : "", g->url.port,
+                           g->token ? "Authorization: Bearer " : "", g->token ? g->token : "", g->token ? "\r\n" : "", more);
 
     s->opened = true;
     conn_write(s->conn, text, strlen(text));
     explicit_bzero(text, strlen(text));
     free(text);
+    free(more);
 }
 
 static void on_readable(void *arg)

@@ -1,5 +1,5 @@
 /*
- * http_get_priv.h - one GET over TCP or TLS, bounded in time and size, for the sub-commands.
+ * http_get_priv.h - one GET (or POST) over TCP or TLS, bounded in time and size, for the sub-commands.
  *
  * HTTP/1.0, so the answer comes in one piece and ends with the connection (RFC 9112 6.3).
  */
@@ -23,6 +23,7 @@ int url_parse(const char *text, struct url *ret, struct err *err);
 struct http_get {
     struct url url;
     const char *target;  /* "/path?query" */
+    const char *body;    /* JSON, to be POSTed; NULL: GET */
     const char *token;   /* NULL: none */
     const char *ca, *cert, *key;
     bool insecure;       /* any certificate will do */

@@ -20,6 +20,7 @@
 #include "cli/registry.h"
 #include "cli/health.h"
 #include "cli/token.h"
+#include "cli/verify.h"
 #include "daemon/config.h"
 #include "daemon/notify.h"
 #include "daemon/queue.h"
@@ -70,6 +71,7 @@ static const char usage[] =
     "usage: milvus-cdc [--config FILE] [--check-config] [--version] [--help]\n"
     "       milvus-cdc registry ...         the registry of tasks: migrate, export, import, genkey; registry --help says more\n"
     "       milvus-cdc health [OPTION]...   asks a running daemon, for cron and monitors; health --help says more\n"
+    "       milvus-cdc verify [OPTION]...   has a daemon compare source and target of a task; verify --help says more\n"
     "       milvus-cdc token [NAME]         a new token for the control endpoint\n"
     "\n"
     "Captures the changes of one Milvus and applies them to other Milvus servers in real time.\n"
@@ -347,7 +349,7 @@ static const char *default_config(void)
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
-} commands[] = {{"health", cli_health}, {"token", cli_token}, {"registry", cli_registry}};
+} commands[] = {{"health", cli_health}, {"token", cli_token}, {"registry", cli_registry}, {"verify", cli_verify}};
 
 int main(int argc, char **argv)
 {

@@ -18,7 +18,7 @@ struct seal;
 #define PGREG_NEWER "MCNEW" /* SQLSTATE of our own: the schema is newer than this program */
 
 enum {
-    PGREG_SCHEMA = 2,          /* version that this build makes */
+    PGREG_SCHEMA = 3,          /* version that this build makes */
     PGREG_LOCK = 0x4d434443,   /* key of the advisory lock around migrations */
     PGREG_STMT_MS = 2500,      /* a server that does not answer for so long is away */
     PGREG_MIGRATE_MS = 5000,   /* the server goes on with it when we give up; the next try waits for its lock */

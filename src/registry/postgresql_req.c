@@ -91,6 +91,10 @@ static json_t *change_json(const struct change *c)
         put(a, text(c->ckpt.dst_channel));
         put(a, u64(c->tt));
         return a;
+    case CHANGE_VERIFY:
+        a = array("verify");
+        put(a, text(c->target));
+        return a;
     }
     abort();
 }
@@ -324,6 +328,7 @@ int pgreg_take_tasks(struct pgreg *r, struct req *q, const struct pg_result *res
             .owner = dup(res, i, 8),
             .epoch = (uint64_t)number(res, i, 9),
             .since_ms = number(res, i, 10),
+            .verify = dup(res, i, 11),
         };
         if (!open)
             return q->err.code;

@@ -311,6 +311,21 @@ static const char *const migrations[PGREG_SCHEMA] = {
     "   ON CONFLICT (target, dst_channel) DO UPDATE SET tt = excluded.tt;"
     "  END CASE;"
     " END $f$;",
+    "ALTER TABLE task ADD COLUMN verify text NOT NULL DEFAULT '';"
+    "CREATE OR REPLACE FUNCTION do_commit(p_task text, p_owner text, p_epoch bigint, p_changes jsonb) RETURNS jsonb"
+    " LANGUAGE plpgsql AS $f$"
+    " DECLARE v_key text; v_bad jsonb; c jsonb;"
+    " BEGIN"
+    "  SELECT target_key INTO v_key FROM task WHERE id = p_task;"
+    "  IF NOT FOUND THEN RETURN '{\"e\":\"removed\"}'; END IF;"
+    "  v_bad := guard(v_key, p_owner, p_epoch);"
+    "  IF v_bad IS NOT NULL THEN RETURN v_bad; END IF;"
+    "  FOR c IN SELECT x FROM jsonb_array_elements(p_changes) WITH ORDINALITY AS t(x, n) ORDER BY n LOOP"
+    "   IF c->>0 = 'verify' THEN UPDATE task SET verify = c->>1 WHERE id = p_task;"
+    "   ELSE PERFORM change(p_task, c); END IF;"
+    "  END LOOP;"
+    "  RETURN NULL;"
+    " END $f$;",
 };
 
 /* The advisory lock goes with the transaction: two daemons that start at once migrate one after the other. */
@@ -344,7 +359,7 @@ char *pgreg_migrate_sql(void)
 
 const char pgreg_list_sql[] =
     "SELECT t.id, spec_json, target_key, state, reason, created_ms, updated_ms, keep::int,"
-    " CASE WHEN until >= clock_timestamp() THEN owner ELSE '' END, coalesce(epoch, 0), coalesce(wall_ms(since), 0)"
+    " CASE WHEN until >= clock_timestamp() THEN owner ELSE '' END, coalesce(epoch, 0), coalesce(wall_ms(since), 0), verify"
     " FROM task t LEFT JOIN lease USING (target_key) WHERE $1::text IS NULL OR t.id = $1 ORDER BY t.id COLLATE \"C\"";
 
 const char pgreg_load_sql[] =

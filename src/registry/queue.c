@@ -560,6 +560,11 @@ static void store_set_tick(struct store_batch *b, const char *target, const char
     add_tick(b, CHANGE_SET_TICK, target, dst_channel, tt);
 }
 
+static void store_put_verify(struct store_batch *b, const char *json)
+{
+    add_change(b, CHANGE_VERIFY)->target = dup_or_empty(json);
+}
+
 static void store_commit(struct store_batch *b, store_done_fn done, void *arg)
 {
     b->req->cb.done = done;
@@ -596,6 +601,7 @@ static const struct store_ops regq_store_ops = {
     .del_collection = store_del_collection,
     .put_tick = store_put_tick,
     .set_tick = store_set_tick,
+    .put_verify = store_put_verify,
     .commit = store_commit,
     .load_tick = store_load_tick,
     .cancel = store_cancel,

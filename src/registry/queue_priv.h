@@ -47,7 +47,8 @@ enum change_kind {
     CHANGE_PUT_COLL,
     CHANGE_DEL_COLL,
     CHANGE_TICK,
-    CHANGE_SET_TICK
+    CHANGE_SET_TICK,
+    CHANGE_VERIFY
 };
 
 struct change {
@@ -55,7 +56,7 @@ struct change {
     enum change_kind kind;
     struct repl_ckpt ckpt; /* PUT_CKPT; the channels also of DEL_CKPT, the target one of the TICKs */
     struct repl_collection_rec coll;
-    char *target;
+    char *target; /* of the TICKs; VERIFY: the text */
     uint64_t tt;
 };
 

@@ -20,6 +20,7 @@ static void task_release(struct reg_task *t)
     free(t->spec_json);
     free(t->target_key);
     free(t->reason);
+    free(t->verify);
     free(t->owner);
 }
 

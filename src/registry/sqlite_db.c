@@ -75,6 +75,7 @@ static const char *const migrations[REGDB_SCHEMA] = {
     "UPDATE task SET keep = 1 WHERE json_valid(spec_json)"
     " AND json_extract(spec_json, '$.request.keep_queryable');",
     "ALTER TABLE checkpoint ADD COLUMN span_tt INTEGER NOT NULL DEFAULT 0;",
+    "ALTER TABLE task ADD COLUMN verify TEXT NOT NULL DEFAULT '';",
 };
 
 static const char *const stmt_sql[N_STMTS] = {
@@ -87,7 +88,7 @@ static const char *const stmt_sql[N_STMTS] = {
     [STMT_RELEASE] = "RELEASE one",
     [STMT_TASK_LIST] =
         "SELECT id, spec_json, target_key, state, reason, created_ms, updated_ms, keep,"
-        " coalesce(owner, ''), coalesce(epoch, 0), coalesce(since_ms, 0)"
+        " coalesce(owner, ''), coalesce(epoch, 0), coalesce(since_ms, 0), verify"
         " FROM task LEFT JOIN lease USING (target_key) WHERE ?1 IS NULL OR id = ?1 ORDER BY id",
     [STMT_TASK_INSERT] = "INSERT INTO task (id, spec_json, target_key, state, reason, created_ms,"
                          " updated_ms, keep) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"
@@ -129,6 +130,7 @@ static const char *const stmt_sql[N_STMTS] = {
                          " ON CONFLICT (target_key) DO UPDATE SET epoch = max(epoch, excluded.epoch)",
     /* Only what is not sealed yet is equal to its text. */
     [STMT_SPEC_PUT] = "UPDATE task SET spec_json = ?3 WHERE id = ?1 AND spec_json = ?2",
+    [STMT_VERIFY_PUT] = "UPDATE task SET verify = ?2 WHERE id = ?1",
     [STMT_SEAL_GET] = "SELECT proof FROM seal",
     [STMT_SEAL_PUT] = "INSERT INTO seal VALUES (?1)",
 };

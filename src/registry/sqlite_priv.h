@@ -18,7 +18,7 @@ struct seal;
 struct xthread;
 
 enum {
-    REGDB_SCHEMA = 3,      /* PRAGMA user_version that this build writes */
+    REGDB_SCHEMA = 4,      /* PRAGMA user_version that this build writes */
     REGDB_BUSY_MS = 500    /* wait for another program's lock inside one try */
 };
 
@@ -52,6 +52,7 @@ enum regdb_stmt {
     STMT_LEASE_LIST,
     STMT_LEASE_RAISE,
     STMT_SPEC_PUT,
+    STMT_VERIFY_PUT,
     STMT_SEAL_GET,
     STMT_SEAL_PUT,
     N_STMTS

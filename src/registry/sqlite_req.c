@@ -138,6 +138,7 @@ static void add_task(struct regdb *db, struct req *q, sqlite3_stmt *s)
         .owner = column_dup(s, 8),
         .epoch = column_u64(s, 9),
         .since_ms = sqlite3_column_int64(s, 10),
+        .verify = column_dup(s, 11),
     };
 }
 
@@ -283,6 +284,15 @@ static int put_tick(struct regdb *db, const struct change *c)
     return run(db, id);
 }
 
+static int put_verify(struct regdb *db, const struct req *q, const char *json)
+{
+    sqlite3_stmt *s = db->stmts[STMT_VERIFY_PUT];
+
+    bind_text(s, 1, q->task.id);
+    bind_text(s, 2, json);
+    return run(db, STMT_VERIFY_PUT);
+}
+
 static int apply(struct regdb *db, const struct req *q, const struct change *c)
 {
     switch (c->kind) {
@@ -297,6 +307,8 @@ static int apply(struct regdb *db, const struct req *q, const struct change *c)
     case CHANGE_TICK:
     case CHANGE_SET_TICK:
         return put_tick(db, c);
+    case CHANGE_VERIFY:
+        return put_verify(db, q, c->target);
     }
     abort();
 }

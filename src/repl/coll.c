@@ -10,6 +10,7 @@
  */
 #include "repl/priv.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -970,6 +971,33 @@ bool coll_part_alive(struct coll *c, int64_t id)
     const struct src_partition *sp = find_part(c->task->o.catalog->ops->get(c->task->o.catalog, c->id), id);
 
     return p && p->dst_id && !p->dropping && sp && sp->state == SRC_ALIVE;
+}
+
+bool coll_part_at(const struct coll *c, int64_t from, int64_t *ret_id, const char **ret_name)
+{
+    *ret_name = NULL;
+    *ret_id = ALL_PARTS;
+    if (c->partition_key)
+        return true;
+    for (size_t i = 0; i < c->n_parts; i++) /* by id */
+        if (c->parts[i]->id >= from && c->parts[i]->dst_id && !c->parts[i]->dropping) {
+            *ret_id = c->parts[i]->id;
+            *ret_name = c->parts[i]->name;
+            return true;
+        }
+    return false;
+}
+
+char *coll_key_expr(const struct coll *c, const char *after, const char *to)
+{
+    /* an empty expression is not allowed with a limit by every version: all keys; the least number as in msg_keys.c */
+    char *from = after             ? xasprintf("%s > %s", c->pk_name, after)
+                 : c->pk_is_string ? xasprintf("%s >= \"\"", c->pk_name)
+                                   : xasprintf("%s >= %" PRId64 "-1", c->pk_name, INT64_MIN + 1);
+    char *expr = to ? xasprintf("%s and %s <= %s", from, c->pk_name, to) : xstrdup(from);
+
+    free(from);
+    return expr;
 }
 
 void coll_unverify(struct coll *c)

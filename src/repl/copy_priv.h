@@ -17,9 +17,6 @@ enum {
     COPY_PAGE_BYTES = 4 << 20, /* of a page, about, when there is room for four of that size, or an eighth of it */
 };
 
-/* With a partition key there are no partitions to name: one step over all. */
-#define ALL_PARTS INT64_MAX
-
 /* All partitions of smaller ids are done, and of this one all up to the key `after` (text of an expression; NULL: none). */
 struct cursor {
     int64_t part; /* 0: before the first */

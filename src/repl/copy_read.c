@@ -23,24 +23,6 @@
 #define MAX_ROWS 16384 /* the source refuses more */
 #define MAX_ANSWER (64u << 20) /* and no larger row can have been inserted */
 
-/* The partition to read at or behind the cursor; NULL: none is left. ALL_PARTS has no part. */
-static bool part_at(const struct copy *p, int64_t *ret_id, const char **ret_name)
-{
-    const struct coll *c = p->coll;
-
-    *ret_name = NULL;
-    *ret_id = ALL_PARTS;
-    if (c->partition_key)
-        return true;
-    for (size_t i = 0; i < c->n_parts; i++) /* by id */
-        if (c->parts[i]->id >= p->read.part && c->parts[i]->dst_id && !c->parts[i]->dropping) {
-            *ret_id = c->parts[i]->id;
-            *ret_name = c->parts[i]->name;
-            return true;
-        }
-    return false;
-}
-
 static void next_part(struct copy *p)
 {
     p->span = 0;
@@ -146,25 +128,6 @@ static void adapt(struct copy *p, size_t bytes, uint64_t rows)
 {
     p->limit = between(1, (uint64_t)copy_page_bytes(p) * rows / (bytes ? bytes : 1), MAX_ROWS);
     p->max_bytes = 2 * copy_page_bytes(p);
-}
-
-/* The keys behind the cursor, up to one; NULL: all of them. */
-static char *range_expr(const struct copy *p, const char *to)
-{
-    const char *pk = p->coll->pk_name;
-    char *from, *both;
-
-    if (p->read.after)
-        from = xasprintf("%s > %s", pk, p->read.after);
-    else if (p->coll->pk_is_string) /* without an expression no limit is allowed by every version */
-        from = xasprintf("%s >= \"\"", pk);
-    else /* the least number as in msg_keys.c */
-        from = xasprintf("%s >= %" PRId64 "-1", pk, INT64_MIN + 1);
-    if (!to)
-        return from;
-    both = xasprintf("%s and %s <= %s", from, pk, to);
-    free(from);
-    return both;
 }
 
 /* ---- how far a page goes ---- */
@@ -346,7 +309,7 @@ static void ask(struct copy *p, const char *part, const char *expr, const char *
 
 static void count_seen(struct copy *p, const char *part)
 {
-    char *expr = range_expr(p, p->seen->end.after);
+    char *expr = coll_key_expr(p->coll, p->read.after, p->seen->end.after);
 
     ask(p, part, expr, "count(*)", on_counted);
     free(expr);
@@ -364,7 +327,7 @@ static void ask_page(struct copy *p, const char *part)
     p->asked = p->limit;
     free(p->until);
     p->until = bound(p);
-    expr = range_expr(p, p->until);
+    expr = coll_key_expr(p->coll, p->read.after, p->until);
     ask(p, part, expr, "*", on_page);
     free(expr);
 }
@@ -374,7 +337,7 @@ void copy_read(struct copy *p)
     const char *name;
     int64_t id;
 
-    if (!part_at(p, &id, &name)) {
+    if (!coll_part_at(p->coll, p->read.part, &id, &name)) {
         copy_drop_seen(p);
         p->read_over = true;
         return;

@@ -496,6 +496,21 @@ void link_doubt(struct link *l, struct wal_pos pos)
     l->dirty = l->ticked = true;
 }
 
+static void doubt_list(struct item_list *list, const struct link *l, const struct coll *c)
+{
+    struct item *it;
+
+    TAILQ_FOREACH(it, list, entry)
+        if (it->link == l && it->coll == c && it->kind == ITEM_ROWS)
+            it->repair = true;
+}
+
+void link_doubt_read(struct link *l, const struct coll *c)
+{
+    doubt_list(&l->hold, l, c);
+    doubt_list(&l->tchan->queue, l, c);
+}
+
 void link_free(struct link *l)
 {
     hold_drop(l);

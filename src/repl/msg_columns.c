@@ -168,7 +168,12 @@ static const char *scan_field(struct msg_column *p, const struct pb_field *f)
     return NULL;
 }
 
-static const char *scan_column(struct msg_column *p, const uint8_t *data, size_t len)
+static bool named(const struct msg_column *p, const char *name)
+{
+    return p->name_len == strlen(name) && memcmp(p->name, name, p->name_len) == 0;
+}
+
+const char *msg_column_scan(struct msg_column *p, const uint8_t *data, size_t len)
 {
     struct pb_scan s = pb_scan_init(data, len);
     const char *why = NULL;
@@ -182,12 +187,8 @@ static const char *scan_column(struct msg_column *p, const uint8_t *data, size_t
         return why ? why : broken;
     if (p->name_len == 0)
         return "has no name";
+    p->dynamic = p->dynamic || named(p, "$meta");
     return p->kind ? NULL : "has no values";
-}
-
-static bool named(const struct msg_column *p, const char *name)
-{
-    return p->name_len == strlen(name) && memcmp(p->name, name, p->name_len) == 0;
 }
 
 bool msg_column_is_sparse(const struct msg_column *p)
@@ -228,10 +229,9 @@ static int scan_message(struct msg_columns *c, const struct msg_head *head, uint
             return message_err(head, f.wire != PB_LEN ? "has malformed columns" : "has too many columns", err);
         c->pieces = grow(c->pieces, c->n_pieces, &c->cap_pieces, sizeof(*c->pieces));
         p = &c->pieces[c->n_pieces];
-        why = scan_column(p, f.data, f.len);
+        why = msg_column_scan(p, f.data, f.len);
         if (why)
             return msg_column_err(head, p, why, err);
-        p->dynamic = p->dynamic || named(p, "$meta");
         if (p->id >= FIRST_USER_FIELD || !(named(p, "RowID") || named(p, "Timestamp")))
             c->n_pieces++;
     }

@@ -38,7 +38,14 @@ static void take_text(void *arg, const uint8_t *s, size_t len)
     }
 }
 
-static bool take_column(struct keys *k, const struct pb_field *column)
+/* Where keys go. */
+struct takers {
+    void (*number)(void *arg, int64_t v);
+    void (*text)(void *arg, const uint8_t *s, size_t len);
+    void *arg;
+};
+
+static bool take_column(const struct takers *t, const struct pb_field *column)
 {
     struct pb_field scalars, array;
     int n = msg_find_only(column->data, column->len, FIELD_F_SCALARS, PB_LEN, &scalars);
@@ -46,9 +53,9 @@ static bool take_column(struct keys *k, const struct pb_field *column)
     if (n <= 0)
         return n == 0; /* no rows */
     if ((n = msg_find_only(scalars.data, scalars.len, SCALAR_F_LONG, PB_LEN, &array)) != 0)
-        return n > 0 && msg_each_number(array.data, array.len, ARRAY_F_DATA, take_number, k);
+        return n > 0 && msg_each_number(array.data, array.len, ARRAY_F_DATA, t->number, t->arg);
     n = msg_find_only(scalars.data, scalars.len, SCALAR_F_STRING, PB_LEN, &array);
-    return n == 0 || (n > 0 && msg_each_text(array.data, array.len, take_text, k));
+    return n == 0 || (n > 0 && msg_each_text(array.data, array.len, t->text, t->arg));
 }
 
 static bool is_named(const struct pb_field *column, const char *name)
@@ -60,25 +67,32 @@ static bool is_named(const struct pb_field *column, const char *name)
 }
 
 /* The column of that name; an answer without any column has no rows. */
-static bool scan_keys(const uint8_t *data, size_t len, const char *name, struct keys *ret)
+bool msg_page_each_key(const uint8_t *data, size_t len, const char *name, void (*number)(void *arg, int64_t v),
+                       void (*text)(void *arg, const uint8_t *s, size_t len), void *arg)
 {
+    const struct takers t = {number, text, arg};
     struct pb_scan s = pb_scan_init(data, len);
     struct pb_field f;
     bool any = false, found = false;
     int n;
 
-    *ret = (struct keys){0};
     while ((n = pb_scan_next(&s, &f)) > 0) {
         if (f.num != PAGE_F_FIELDS_DATA || f.wire != PB_LEN)
             continue;
         any = true;
         if (!found && is_named(&f, name)) {
             found = true;
-            if (!take_column(ret, &f))
+            if (!take_column(&t, &f))
                 return false;
         }
     }
     return n == 0 && (found || !any);
+}
+
+static bool scan_keys(const uint8_t *data, size_t len, const char *name, struct keys *ret)
+{
+    *ret = (struct keys){0};
+    return msg_page_each_key(data, len, name, take_number, take_text, ret);
 }
 
 static char *last_text(const struct keys *k)

@@ -35,6 +35,10 @@ void msg_out_quoted(struct pb_out *o, const uint8_t *s, size_t len);
 int msg_page_keys(const uint8_t *data, size_t len, const char *pk_name, uint64_t *ret_rows, char **ret_last,
                   struct err *err);
 
+/* Each key of such an answer, in its order. False: malformed, or it has no column of that name. */
+bool msg_page_each_key(const uint8_t *data, size_t len, const char *pk_name, void (*number)(void *arg, int64_t v),
+                       void (*text)(void *arg, const uint8_t *s, size_t len), void *arg);
+
 enum { PAGE_F_FIELDS_DATA = 2 }; /* of QueryResults */
 
 /* Numbers in InsertRequest and DeleteRequest; schema.proto: FieldData, ScalarField, IDs, and the arrays in them. */
@@ -70,6 +74,8 @@ struct msg_column {
     size_t column;           /* place in msg_columns */
 };
 
+/* FieldData. NULL, or what is wrong with it. */
+const char *msg_column_scan(struct msg_column *ret, const uint8_t *data, size_t len);
 bool msg_column_is_sparse(const struct msg_column *c);
 /* Copies the values when some rows are null. Own is the caller's. ERR_PROTO (DATA): not possible. */
 int msg_column_remove_nulls(struct msg_column *c, const struct msg_head *head, struct err *err);

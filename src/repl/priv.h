@@ -43,6 +43,7 @@ struct coll;
 struct link;
 struct stream;
 struct tchan;
+struct verify;
 
 /* ---- item: one thing in the order of a link ------------------------------------------------ */
 
@@ -148,6 +149,8 @@ void link_restart(struct link *l);
 void link_after_restore(struct link *l);
 /* Messages up to pos may be on the target already. */
 void link_doubt(struct link *l, struct wal_pos pos);
+/* The same of what was read and not sent yet, of one collection. */
+void link_doubt_read(struct link *l, const struct coll *c);
 struct item *item_new(enum item_kind kind, struct link *l);
 /* Counts the bytes against the task and the process until the item is freed. bytes = it->len. */
 void item_charge(struct item *it, size_t bytes);
@@ -442,6 +445,7 @@ struct coll {
     int64_t asked_part;          /* partition that etcd is asked about */
     uint64_t asked_round;
     struct part *call_part;      /* whose drop call is under way */
+    bool held;                   /* its messages wait: verify_repair.c writes rows of it */
     struct copy *copy;           /* what it had before is not all on the target; NULL: nothing to do */
     struct meta *meta;           /* indexes and so on (meta.c); NULL: nothing known yet */
     char *former;                /* names that it had: " db.name" each; NULL: none (coll_rename.c) */
@@ -515,6 +519,13 @@ struct msg_columns *coll_columns(const struct coll *c);
 bool coll_verified(const struct coll *c);
 /* Has the target this partition, and the source not dropped it? */
 bool coll_part_alive(struct coll *c, int64_t id);
+/* With a partition key there are no partitions to name: one step over all. */
+#define ALL_PARTS INT64_MAX
+/* The first partition of that id or a greater one whose rows can be read. False: none is left. ALL_PARTS has no name. */
+bool coll_part_at(const struct coll *c, int64_t from, int64_t *ret_id, const char **ret_name);
+/* The expression for the keys behind after (text of an expression; NULL: from the first) up to to (NULL: to the last).
+ * Caller frees. */
+char *coll_key_expr(const struct coll *c, const char *after, const char *to);
 /* The copy is over, or not wanted any more: its stream goes on. */
 void coll_copied(struct coll *c);
 
@@ -565,6 +576,12 @@ json_t *copy_json(const struct coll *c);
 void copy_from_json(struct coll *c, const json_t *o);
 /* Messages of that shard up to here may be among the rows that were copied; NONE: none. */
 struct wal_pos copy_doubt(const struct coll *c, size_t shard);
+
+/* ---- comparison with the target (verify.c) ------------------------------------------------------ */
+
+/* The task stops: what is under way ends, and its result is stored. */
+void verify_interrupt(struct repl_task *t);
+void verify_free(struct verify *v);
 
 /* ---- operations (replicate channel) -------------------------------------------------------- */
 
@@ -648,6 +665,7 @@ struct repl_task {
     unsigned copying;           /* collections whose rows are being copied just now */
     unsigned meta_rounds;       /* collections that meta.c is at work for */
     bool aliasing;              /* one of them has a call about an alias under way */
+    struct verify *verify;      /* the last comparison with the target, or the one under way; NULL: none in this run */
     struct timer ckpt_timer, start_timer, stop_timer, kick_timer, fatal_timer;
     struct backoff start_backoff;
     store_done_fn started;

@@ -123,14 +123,16 @@ static uint64_t item_new_time(struct tchan *tc, struct item *it)
     return l->retimed_tt;
 }
 
-/* May the item be sent now?  Its collection must have been checked on this connection (target.md 3.1: a
- * wrong channel name takes the target down for good). */
+/* May the item be sent now?  Its collection must have been checked on this connection (target.md 3.1: a wrong channel name
+ * takes the target down for good), and nobody else may be writing rows of it. */
 bool item_checked(struct tchan *tc, struct item *it)
 {
     struct coll *c = it->coll;
 
     if (it->kind == ITEM_TICK || c->state == COLL_GONE)
         return true;
+    if (c->held)
+        return false;
     if (c->verified_gen && c->verified_gen == tc->hub->sink->ops->generation(tc->hub->sink))
         return true;
     coll_unverify(c);

@@ -945,6 +945,7 @@ void repl_task_stop(struct repl_task *t, unsigned limit_ms, void (*done)(void *a
 {
     bool ran = t->state == RUN_RUNNING;
 
+    verify_interrupt(t);
     t->stopped = done;
     t->stopped_arg = arg;
     t->state = RUN_STOPPING;
@@ -1016,6 +1017,8 @@ void repl_task_free(struct repl_task *t)
     if (!t)
         return;
     t->state = RUN_STOPPED;
+    verify_free(t->verify);
+    t->verify = NULL;
     if (t->catalog_sub)
         t->o.catalog->ops->unsubscribe(t->o.catalog, t->catalog_sub);
     t->o.catalog->ops->sync_cancel(t->o.catalog, t);

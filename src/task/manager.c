@@ -80,7 +80,7 @@ void manager_remove_task(struct mtask *t)
     while (!STAILQ_EMPTY(&t->ops)) {
         struct op *o = STAILQ_FIRST(&t->ops);
         STAILQ_REMOVE_HEAD(&t->ops, entry);
-        free(o);
+        manager_op_free(o);
     }
     timer_release(&t->timer);
     timer_release(&t->next);
@@ -92,6 +92,7 @@ void manager_remove_task(struct mtask *t)
     free(t->reason);
     free(t->owner);
     free(t->told);
+    free(t->verify);
     free(t);
 }
 
@@ -108,6 +109,12 @@ struct op *manager_op_add(struct mtask *t, enum op_kind kind, manager_fn fn, voi
     if (STAILQ_FIRST(&t->ops) == o)
         timer_set(&t->next, 0);
     return o;
+}
+
+void manager_op_free(struct op *o)
+{
+    free(o->verify);
+    free(o);
 }
 
 /* Ends the request at the head; gone: the task is removed. err NULL: success. */
@@ -133,14 +140,14 @@ void manager_op_finish(struct mtask *t, const struct err *err, bool gone)
     }
     if (o->fn)
         o->fn(o->arg, err);
-    free(o);
+    manager_op_free(o);
     err_set(&not_found, ERR_NOT_FOUND, ERRC_USER, "the task was deleted");
     while (!STAILQ_EMPTY(&rest)) {
         o = STAILQ_FIRST(&rest);
         STAILQ_REMOVE_HEAD(&rest, entry);
         if (o->fn)
             o->fn(o->arg, &not_found);
-        free(o);
+        manager_op_free(o);
     }
     group_leave_step(m, key);
     free(key);
@@ -602,6 +609,9 @@ static void op_begin(void *arg)
         else
             probe(t, on_resume_probed);
         return;
+    case OP_VERIFY:
+        verify_request(t);
+        return;
     case OP_DELETE:
         stop_run(t, on_delete_stopped);
         return;
@@ -787,6 +797,7 @@ json_t *manager_task_json(struct manager *m, const char *task_id)
     set_owner(o, t);
     if (t->run && repl_task_copying(t->run, &copying))
         snapshot_json(o, &copying);
+    verify_show(o, t);
     return o;
 }
 

@@ -30,6 +30,7 @@ static void take_record(struct mtask *t, const struct reg_task *r)
     t->state = r->state;
     set_text(&t->reason, r->reason);
     set_text(&t->owner, r->owner);
+    set_text(&t->verify, r->verify);
     if (*t->owner)
         t->free_since_ms = 0;
     else if (!t->free_since_ms)

@@ -31,7 +31,23 @@ struct endpoint {
 #define REASON_MANUAL "manually pause through http interface"
 #define REASON_NO_AUTO_START "the task is disabled auto start"
 
-enum op_kind { OP_CREATE, OP_PAUSE, OP_RESUME, OP_DELETE, OP_FAIL /* paused by an error */, OP_LOAD, OP_LEAVE /* the target is handed over */ };
+enum op_kind {
+    OP_CREATE,
+    OP_PAUSE,
+    OP_RESUME,
+    OP_VERIFY,
+    OP_DELETE, /* the last one of those that users ask for */
+    OP_FAIL,   /* paused by an error */
+    OP_LOAD,
+    OP_LEAVE,  /* the target is handed over */
+};
+
+/* What a request says besides the task. */
+struct op_options {
+    bool accept_gap;    /* OP_RESUME */
+    const char *verify; /* OP_VERIFY: its request_data, JSON; else NULL */
+};
+
 
 /* A request for one task; those of one task run one after another. */
 struct op {
@@ -41,6 +57,7 @@ struct op {
     void *arg;
     struct err err;  /* OP_FAIL: why */
     bool accept_gap; /* OP_RESUME */
+    char *verify;    /* OP_VERIFY */
     bool changed;    /* OP_LOAD: the record does not have our state yet */
 };
 
@@ -93,6 +110,8 @@ struct mtask {
     uint64_t free_since_ms; /* clock_mono_ms() when the record was first seen without an owner; 0: has one */
     uint64_t seen;          /* the last list that had it */
     char *told;             /* the reason in its record; NULL: not known */
+    char *verify;           /* the result of its last comparison, of the record or of a run that is over; NULL: none */
+    struct rows_port *verify_rows; /* the target's, while it is compared */
     STAILQ_HEAD(, op) ops;  /* the first one is under way */
     struct target_probe *probe;
     struct store *store;
@@ -218,8 +237,16 @@ void manager_count_targets(struct manager *m);
 void manager_on_forwarded(struct mtask *t, const struct err *err);
 /* As manager_create() and the others, for a request that came from another daemon. */
 void manager_create_here(struct manager *m, struct task_spec *spec, manager_fn done, void *arg);
-void manager_request_here(struct manager *m, const char *task_id, enum op_kind kind, bool accept_gap, manager_fn done,
-                          void *arg);
+void manager_request_here(struct manager *m, const char *task_id, enum op_kind kind, const struct op_options *o,
+                          manager_fn done, void *arg);
+/* verify.c: carries out the request at the head, which ends at once. */
+void verify_request(struct mtask *t);
+/* The run is about to be freed: keeps its result. */
+void verify_keep(struct mtask *t);
+/* The run has begun: a comparison of the run before is over, and its record says so. */
+void verify_settle(struct mtask *t);
+/* Adds the result to the task's object. */
+void verify_show(json_t *o, const struct mtask *t);
 /* "Initial", "Running", "Paused". */
 const char *manager_state_name(enum task_state s);
 struct mtask *manager_find(struct manager *m, const char *id);
@@ -230,6 +257,7 @@ void manager_remove_task(struct mtask *t);
 void manager_sort_tasks(struct manager *m);
 /* Requests of one task are carried out one after another; fn NULL: nobody waits. */
 struct op *manager_op_add(struct mtask *t, enum op_kind kind, manager_fn fn, void *arg);
+void manager_op_free(struct op *o);
 /* Ends the one at the head; gone: the task is removed. err NULL: success. */
 void manager_op_finish(struct mtask *t, const struct err *err, bool gone);
 /* The same for a create, and undoes what it has stored. */

@@ -1,7 +1,7 @@
 /*
  * remote.c - requests for tasks whose target another daemon holds: sent to it through the registry, and its for us.
  *
- * Body: {"kind", "task_id", "spec" (create: the stored form), "accept_gap"}. Answer: {} or {"code", "class", "text"}.
+ * Body: {"kind", "task_id", "spec" (create: the stored form), "accept_gap", "verify" (its request)}. Answer: {} or {"code", "class", "text"}.
  */
 #include <jansson.h>
 #include <stdlib.h>
@@ -14,8 +14,11 @@
 
 #define ANSWER_LIMIT_MS 28000 /* longer than a create may take there (START_LIMIT_MS), and than a lease */
 
-static const char *const kind_names[] = {
-    [OP_CREATE] = "create", [OP_PAUSE] = "pause", [OP_RESUME] = "resume", [OP_DELETE] = "delete"};
+static const char *const kind_names[] = {[OP_CREATE] = "create",
+                                         [OP_PAUSE] = "pause",
+                                         [OP_RESUME] = "resume",
+                                         [OP_VERIFY] = "verify",
+                                         [OP_DELETE] = "delete"};
 enum { N_KINDS = sizeof(kind_names) / sizeof(*kind_names) };
 
 /* ---- sending ------------------------------------------------------------------------------------------------------ */
@@ -23,8 +26,8 @@ enum { N_KINDS = sizeof(kind_names) / sizeof(*kind_names) };
 static char *body_of(const struct mtask *t, const struct op *o)
 {
     char *spec = o->kind == OP_CREATE ? spec_to_store_json(t->spec) : NULL;
-    json_t *body = json_pack("{s:s, s:s, s:b, s:s?}", "kind", kind_names[o->kind], "task_id", t->id, "accept_gap",
-                             o->accept_gap, "spec", spec);
+    json_t *body = json_pack("{s:s, s:s, s:b, s:s?, s:s?}", "kind", kind_names[o->kind], "task_id", t->id, "accept_gap",
+                             o->accept_gap, "spec", spec, "verify", o->verify);
     char *text = json_dumps(body, JSON_COMPACT);
 
     json_decref(body);
@@ -138,7 +141,10 @@ static void execute(struct remote_call *c, const json_t *body)
     if (spec)
         manager_create_here(c->m, spec, on_done, c);
     else
-        manager_request_here(c->m, id, kind, json_is_true(json_object_get(body, "accept_gap")), on_done, c);
+        manager_request_here(c->m, id, kind,
+                             &(struct op_options){.accept_gap = json_is_true(json_object_get(body, "accept_gap")),
+                                                  .verify = json_string_value(json_object_get(body, "verify"))},
+                             on_done, c);
 }
 
 void remote_execute(struct manager *m, const struct reg_request *q)

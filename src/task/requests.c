@@ -60,14 +60,17 @@ static void new_task_id(char ret[33])
     hex_encode(raw, sizeof(raw), ret);
 }
 
-void manager_request_here(struct manager *m, const char *task_id, enum op_kind kind, bool accept_gap, manager_fn done,
-                          void *arg)
+void manager_request_here(struct manager *m, const char *task_id, enum op_kind kind, const struct op_options *o,
+                          manager_fn done, void *arg)
 {
+    struct op *op;
     struct mtask *t = manager_find(m, task_id);
     struct err err;
 
     if (t) {
-        manager_op_add(t, kind, done, arg)->accept_gap = accept_gap;
+        op = manager_op_add(t, kind, done, arg);
+        op->accept_gap = o->accept_gap;
+        op->verify = xstrdup(o->verify);
         return;
     }
     err_set(&err, ERR_NOT_FOUND, ERRC_USER, "not found the task, task_id: %s", task_id ? task_id : "");
@@ -80,7 +83,7 @@ struct pending {
     enum op_kind kind;
     char *task_id;          /* NULL: create */
     struct task_spec *spec; /* create */
-    bool accept_gap;
+    struct op_options options; /* texts: ours */
     manager_fn done;
     void *arg;
 };
@@ -90,6 +93,7 @@ static void pending_free(struct pending *p)
     mirror_cancel(p->m, p);
     LIST_REMOVE(p, entry);
     spec_free(p->spec);
+    free((char *)(uintptr_t)p->options.verify);
     free(p->task_id);
     free(p);
 }
@@ -106,7 +110,7 @@ static void on_pending_refreshed(void *arg, const struct err *err)
     else if (p->kind == OP_CREATE && !err)
         manager_create_here(m, p->spec, done, done_arg);
     else if (!err)
-        manager_request_here(m, p->task_id, p->kind, p->accept_gap, done, done_arg);
+        manager_request_here(m, p->task_id, p->kind, &p->options, done, done_arg);
     if (!err)
         p->spec = NULL;
     pending_free(p);
@@ -125,14 +129,18 @@ static struct pending *pending_new(struct manager *m, enum op_kind kind, const c
     return p;
 }
 
-static void request(struct manager *m, const char *task_id, enum op_kind kind, bool accept_gap, manager_fn done, void *arg)
+static void request_with(struct manager *m, const char *task_id, enum op_kind kind, const struct op_options *o,
+                         manager_fn done, void *arg)
 {
+    struct pending *p;
+
     if (!m->d.registry->shared) {
-        manager_request_here(m, task_id, kind, accept_gap, done, arg);
+        manager_request_here(m, task_id, kind, o, done, arg);
         return;
     }
-    pending_new(m, kind, task_id, done, arg)->accept_gap = accept_gap;
-    mirror_refresh(m, task_id, on_pending_refreshed, LIST_FIRST(&m->pendings));
+    p = pending_new(m, kind, task_id, done, arg);
+    p->options = (struct op_options){.accept_gap = o->accept_gap, .verify = xstrdup(o->verify)};
+    mirror_refresh(m, task_id, on_pending_refreshed, p);
 }
 
 void manager_create(struct manager *m, struct task_spec *spec, manager_fn done, void *arg)
@@ -153,22 +161,27 @@ void manager_create(struct manager *m, struct task_spec *spec, manager_fn done, 
 
 void manager_pause(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
-    request(m, task_id, OP_PAUSE, false, done, arg);
+    request_with(m, task_id, OP_PAUSE, &(struct op_options){0}, done, arg);
 }
 
 void manager_resume(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
-    request(m, task_id, OP_RESUME, false, done, arg);
+    request_with(m, task_id, OP_RESUME, &(struct op_options){0}, done, arg);
 }
 
 void manager_resume_over_gap(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
-    request(m, task_id, OP_RESUME, true, done, arg);
+    request_with(m, task_id, OP_RESUME, &(struct op_options){.accept_gap = true}, done, arg);
 }
 
 void manager_delete(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
-    request(m, task_id, OP_DELETE, false, done, arg);
+    request_with(m, task_id, OP_DELETE, &(struct op_options){0}, done, arg);
+}
+
+void manager_verify(struct manager *m, const char *task_id, const char *request, manager_fn done, void *arg)
+{
+    request_with(m, task_id, OP_VERIFY, &(struct op_options){.verify = request}, done, arg);
 }
 
 void manager_refresh(struct manager *m, const char *task_id, manager_fn done, void *arg)

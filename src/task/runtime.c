@@ -239,6 +239,7 @@ int runtime_start(struct mtask *t, store_done_fn started, struct err *err)
         .arg = t,
     });
     t->accept_gap = false;
+    verify_settle(t);
     repl_task_start(t->run, started, t);
     return 0;
 }
@@ -286,6 +287,7 @@ void runtime_cut(struct manager *m, const char *target_key)
 
 void runtime_release(struct mtask *t)
 {
+    verify_keep(t);
     repl_task_free(t->run);
     t->run = NULL;
     if (t->own_sink)

@@ -85,7 +85,7 @@ static void drop_ops(struct mtask *t)
             continue;
         STAILQ_REMOVE(&t->ops, o, op, entry);
         head = o == head ? NULL : head;
-        free(o);
+        manager_op_free(o);
     }
     if (head) {
         err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "another daemon took the task over meanwhile: try again");

@@ -279,7 +279,7 @@ static void out_message(struct pb_out *o, uint32_t num, const ProtobufCMessage *
 }
 
 /* An Insert of collection 9000 without columns. */
-static void out_insert(struct pb_out *o, size_t rows)
+static void __attribute__((unused)) out_insert(struct pb_out *o, size_t rows)
 {
     pb_out_bytes(o, 1, "\x08\x90\x03\x10\x4d", 5); /* base{msg_type 400, msgID 77} */
     pb_out_u64(o, 7, 9000);

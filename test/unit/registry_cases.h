@@ -48,7 +48,7 @@ struct answer {
     size_t n_tasks;
     int64_t since_ms;
     struct reg_task task;  /* the first, copied by value: only numbers are valid */
-    char owner[40], spec[200];
+    char owner[40], spec[200], verify[100];
     char *text;            /* tasks: "id:state:reason " each; a load's records */
     struct repl_ckpt ckpt; /* the first */
     size_t n_ckpts, n_colls;
@@ -107,6 +107,7 @@ static void on_tasks(void *arg, const struct err *e, const struct reg_task *task
         a->task = tasks[0];
         snprintf(a->owner, sizeof(a->owner), "%s", tasks[0].owner);
         snprintf(a->spec, sizeof(a->spec), "%s", tasks[0].spec_json);
+        snprintf(a->verify, sizeof(a->verify), "%s", tasks[0].verify);
     }
     for (size_t i = 0; i < n; i++) {
         char *s = xasprintf("%s:%d:%s ", tasks[i].id, (int)tasks[i].state, tasks[i].reason);
@@ -416,6 +417,48 @@ static void checkpoints_and_collections(void **state)
     assert_loaded(s, "t", "s0>d1:5:- -1=minus one 9=nine ");
     assert_loaded(s, "other", "");
     reg->ops->store_free(s);
+}
+
+/* The result of a comparison: the last one, in the task's record; only the owner writes it. */
+static void a_comparison_stays_with_its_task(void **state)
+{
+    struct answer before = {0}, a = {0}, after = {0}, stale = {0}, last = {0};
+    struct store *s;
+    struct store_batch *b;
+
+    (void)state;
+    open_reg();
+    create_now("t");
+    create_now("u");
+    reg->ops->list(reg, "t", on_tasks, &before);
+    assert_ok(&before);
+    assert_string_equal(before.verify, "");
+    s = reg->ops->store_open(reg, "t", ME, epoch);
+    b = s->ops->begin(s, "t");
+    s->ops->put_verify(b, "{}");
+    s->ops->put_collection(b, 1, "one");
+    s->ops->put_verify(b, "{\"state\":\"equal\",\"key\":\"\\u0000\\\"\"}");
+    s->ops->commit(b, on_done, &a);
+    reg->ops->list(reg, "t", on_tasks, &after);
+    assert_ok(&a);
+    assert_ok(&after);
+    assert_string_equal(after.verify, "{\"state\":\"equal\",\"key\":\"\\u0000\\\"\"}");
+    reg->ops->store_free(s);
+    s = reg->ops->store_open(reg, "t", ME, epoch + 1);
+    b = s->ops->begin(s, "t");
+    s->ops->put_verify(b, "stale");
+    s->ops->commit(b, on_done, &stale);
+    assert_code(&stale, ERR_STALE);
+    reg->ops->store_free(s);
+    close_reg();
+
+    open_reg();
+    reg->ops->list(reg, NULL, on_tasks, &last);
+    assert_ok(&last);
+    assert_string_equal(last.verify, after.verify);
+    free(before.text);
+    free(after.text);
+    free(last.text);
 }
 
 static void ticks_only_rise_unless_set_and_outlive_tasks(void **state)

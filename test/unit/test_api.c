@@ -103,6 +103,15 @@ void manager_resume_over_gap(struct manager *m, const char *task_id, manager_fn 
     begin(m, "resume over gap", task_id, arg);
 }
 
+void manager_verify(struct manager *m, const char *task_id, const char *request, manager_fn done, void *arg)
+{
+    char what[300];
+
+    m->fn = done;
+    snprintf(what, sizeof(what), "verify %s", request);
+    begin(m, what, task_id, arg);
+}
+
 void manager_delete(struct manager *m, const char *task_id, manager_fn done, void *arg)
 {
     m->fn = done;
@@ -603,6 +612,24 @@ static void position_never_fails_for_an_unknown_task(void **state)
     fail_next(ERR_IO, "disk");
     ask(BY_ID("position"));
     expect_error(500, "fail to handle the position request, error: disk");
+}
+
+static void verify_passes_its_options(void **state)
+{
+    (void)state;
+    ask("{'request_type':'verify','request_data':{'task_id':'t1','level':'keys','Repair':true,'x':1,'collections':['a']}}");
+    expect_body("{'code':200,'data':{'task_id':'t1','state':'running'}}");
+    assert_string_equal(mgr.last, "verify {\"task_id\":\"t1\",\"level\":\"keys\",\"repair\":true,"
+                                  "\"collections\":[\"a\"]} t1");
+    ask("{'request_type':'verify','request_data':{'task_id':'t1','cancel':true}}");
+    expect_body("{'code':200,'data':{'task_id':'t1','state':'cancelling'}}");
+    ask("{'request_type':'verify','request_data':{'task_id':'t1','collections':[{'name':'a'}]}}");
+    expect_error(500, "fail to decode the verify request, error: collections[0] must be a string, not an object");
+    ask("{'request_type':'verify'}");
+    expect_error(400, "fail to handle the verify request, error: the task_id is empty");
+    fail_next(ERR_STATE, "it runs");
+    ask(BY_ID("verify"));
+    expect_error(400, "fail to handle the verify request, error: it runs");
 }
 
 static void maintenance_always_answers_200(void **state)
@@ -1458,6 +1485,7 @@ int main(void)
         TEST(get_answers_both_spellings),
         TEST(list_is_in_order_and_never_null),
         TEST(position_never_fails_for_an_unknown_task),
+        TEST(verify_passes_its_options),
         TEST(maintenance_always_answers_200),
         TEST(bad_envelopes),
         TEST(deep_nesting_is_an_error),

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "../../src/cli/ask.c"
 #include "../../src/cli/health.c"
 
 static char dir[40], path[60], printed[2000];

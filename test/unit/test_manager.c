@@ -23,7 +23,7 @@
 #include "base/metric.h"
 #include "daemon/config.h"
 #include "milvus/target_priv.h"
-#include "task/manager.h"
+#include "task/priv.h"
 #include "task/spec.h"
 
 #include "h2peer.h"
@@ -890,6 +890,66 @@ static void test_resume_starts_once(void **state)
     assert_shows("t1", "Running", NULL);
 }
 
+static void verify_all(struct manager *m, const char *id, manager_fn done, void *arg)
+{
+    manager_verify(m, id, "{\"level\":\"rows\"}", done, arg);
+}
+
+static void verify_cancel(struct manager *m, const char *id, manager_fn done, void *arg)
+{
+    manager_verify(m, id, "{\"cancel\":true}", done, arg);
+}
+
+static void verify_bytes(struct manager *m, const char *id, manager_fn done, void *arg)
+{
+    manager_verify(m, id, "{\"level\":\"bytes\"}", done, arg);
+}
+
+static void test_a_comparison_needs_a_running_task(void **state)
+{
+    (void)state;
+    create("t1", "a");
+    bad(ask(verify_bytes, "t1"), ERR_INVALID, "level \"bytes\": allowed are counts, keys and rows");
+    bad(ask(verify_all, "t1"), ERR_STATE, "sourceConfig.milvus.uri");
+    bad(ask(verify_cancel, "t1"), ERR_STATE, "no verification");
+    bad(ask(verify_all, "nobody"), ERR_NOT_FOUND, "nobody");
+    good(ask(manager_pause, "t1"));
+    bad(ask(verify_all, "t1"), ERR_STATE, "not running (state Paused, manually pause");
+}
+
+static void on_verify_record(void *arg, const struct err *err, const struct reg_task *tasks, size_t n)
+{
+    assert_null(err);
+    assert_int_equal(n, 1);
+    snprintf(arg, 200, "%s", tasks[0].verify);
+}
+
+/* What was under way when the daemon died is over, in the record too: other daemons show that. */
+static void test_a_comparison_ends_with_its_daemon(void **state)
+{
+    struct store *s;
+    struct store_batch *b;
+    char got[200] = "?";
+    json_t *o;
+
+    (void)state;
+    create("t1", "a");
+    s = manager_find(mgr, "t1")->store;
+    b = s->ops->begin(s, "t1");
+    s->ops->put_verify(b, "{\"state\":\"running\",\"level\":\"keys\"}");
+    s->ops->commit(b, NULL, NULL);
+    restart();
+    o = manager_task_json(mgr, "t1");
+    assert_string_equal(json_string_value(json_object_get(json_object_get(o, "verify"), "state")), "failed");
+    assert_string_equal(json_string_value(json_object_get(json_object_get(o, "verify"), "level")), "keys");
+    json_decref(o);
+    UNTIL(n_readers() == 1);
+    reg->ops->list(reg, "t1", on_verify_record, got);
+    UNTIL(got[0] != '?');
+    assert_in(got, "\"state\":\"failed\"");
+    assert_in(got, "interrupted");
+}
+
 static void test_resume_needs_a_standby(void **state)
 {
     (void)state;
@@ -1540,6 +1600,8 @@ int main(void)
         T(test_nothing_is_made_before_the_registry_is_loaded),
         T(test_pause_stops_once),
         T(test_resume_starts_once),
+        T(test_a_comparison_needs_a_running_task),
+        T(test_a_comparison_ends_with_its_daemon),
         T(test_resume_needs_a_standby),
         T(test_an_unknown_id_is_not_found),
         T(test_delete_removes),

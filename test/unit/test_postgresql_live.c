@@ -811,7 +811,7 @@ static void two_migrate_at_once(void **state)
     assert_ok(&a);
     assert_ok(&b);
     connect_sql();
-    assert_string_equal(query("SELECT count(*) FROM schema_version"), "2");
+    assert_string_equal(query("SELECT count(*) FROM schema_version"), "3");
     free(a.text);
     free(b.text);
     r2->ops->close(r2);
@@ -833,6 +833,7 @@ static void version_1_is_migrated(void **state)
     reg->ops->store_free(s);
     close_reg();
     query("DELETE FROM schema_version WHERE version > 1; ALTER TABLE checkpoint DROP COLUMN span_tt;"
+          " ALTER TABLE task DROP COLUMN verify;"
           " CREATE OR REPLACE FUNCTION change(p_task text, c jsonb) RETURNS void LANGUAGE plpgsql AS"
           " $f$ BEGIN RAISE EXCEPTION 'the old one'; END $f$");
     reg = open_one();
@@ -847,7 +848,7 @@ static void version_1_is_migrated(void **state)
     assert_ok(&a);
     assert_ok(&got[1]);
     assert_int_equal(got[1].ckpt.span_tt, 77);
-    assert_string_equal(query("SELECT max(version) FROM schema_version"), "2");
+    assert_string_equal(query("SELECT max(version) FROM schema_version"), "3");
     reg->ops->store_free(s);
     free(got[0].text);
     free(got[1].text);
@@ -968,6 +969,7 @@ int main(void)
         TEST(all_fields_come_back),
         TEST(leases_guard_tasks),
         TEST(checkpoints_and_collections),
+        TEST(a_comparison_stays_with_its_task),
         TEST(ticks_only_rise_unless_set_and_outlive_tasks),
         TEST(stale_commits_write_nothing),
         TEST(answers_may_call_again),

@@ -1153,9 +1153,10 @@ static size_t n_st_ckpt;
 static struct repl_collection_rec st_coll[64];
 static size_t n_st_coll;
 static uint64_t st_tick[N_DST];
+static char *st_verify; /* the last result that was stored */
 
 struct change {
-    int kind; /* 0 put ckpt, 1 del ckpt, 2 put coll, 3 del coll, 4 tick, 5 exact tick */
+    int kind; /* 0 put ckpt, 1 del ckpt, 2 put coll, 3 del coll, 4 tick, 5 exact tick, 6 verify */
     struct repl_ckpt ck;
     struct repl_collection_rec rec;
     int chan;
@@ -1225,6 +1226,9 @@ static void apply_change(struct change *c)
         break;
     case 5:
         st_tick[c->chan] = c->tt;
+        break;
+    case 6:
+        set_text(&st_verify, c->rec.json);
         break;
     }
 }
@@ -1345,6 +1349,10 @@ static void st_set_tick(struct store_batch *b, const char *target, const char *c
     (void)target;
     add_tick(b, 5, chan, tt);
 }
+static void st_put_verify(struct store_batch *b, const char *json)
+{
+    change_new(b, 6)->rec.json = xstrdup(json);
+}
 
 static struct repl_task *task;
 static unsigned n_notes; /* commits that are no checkpoint of the whole task */
@@ -1384,7 +1392,7 @@ static void st_cancel(struct store *s, void *arg)
             b->done = NULL;
 }
 static const struct store_ops st_ops = {st_load, st_begin, st_put_ckpt, st_del_ckpt, st_put_coll, st_del_coll,
-                                        st_put_tick, st_set_tick, st_commit, st_load_tick, st_cancel};
+                                        st_put_tick, st_set_tick, st_put_verify, st_commit, st_load_tick, st_cancel};
 static struct store store = {&st_ops};
 
 #include "repl_rows.h"
@@ -1451,6 +1459,8 @@ static void on_stopped(void *arg)
     is_stopped = true;
 }
 
+static struct rows_port *source_rows; /* NULL: the source's API is not known */
+
 static void task_make(void)
 {
     budget.limit = 1 << 20;
@@ -1463,7 +1473,7 @@ static void task_make(void)
     task = repl_task_new(&(struct repl_task_options){
         .loop = loop, .id = "task", .hub = hub, .sink = &sink, .catalog = &catalog, .wal = &wal, .store = &store,
         .selection = {.match = sel_match, .match_db = sel_db, .position = sel_pos, .check = sel_check}, .budget = &budget,
-        .rows = room_bytes ? &rows_model_port : NULL, .copy_room = &copy_room,
+        .rows = source_rows ? source_rows : room_bytes ? &rows_model_port : NULL, .copy_room = &copy_room,
         .task_bytes = 1 << 20, .span_ms = span_ms, .start_tt = start_tt,
         .strict_start = !accept_gap, .accept_gap = accept_gap, .replicate_chan = "replicate", .on_fatal = on_fatal});
     is_started = is_fatal = false;
@@ -1740,6 +1750,7 @@ static int teardown(void **state)
     while (n_st_coll)
         free(st_coll[--n_st_coll].json);
     memset(st_tick, 0, sizeof(st_tick));
+    set_text(&st_verify, NULL);
     timer_release(&cat_ready);
     timer_release(&cat_sync);
     timer_release(&commit_timer);
