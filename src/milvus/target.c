@@ -58,6 +58,7 @@ struct sink *target_open(struct loop *l, const struct target_options *o, struct 
     t->address = address;
     t->ignore_partition = o->ignore_partition;
     LIST_INIT(&t->calls);
+    TAILQ_INIT(&t->turns);
     return &t->sink;
 }
 
@@ -66,6 +67,7 @@ static void target_free(void *arg)
     struct target *t = arg;
 
     free(t->address);
+    free(t->version);
     free(t);
 }
 
@@ -76,6 +78,7 @@ void target_close(struct sink *s)
     if (!s)
         return;
     t = target_of(s);
+    t->closing = true;
     while (!LIST_EMPTY(&t->calls))
         call_end(LIST_FIRST(&t->calls));
     grpc_client_close(t->grpc);

@@ -1,7 +1,7 @@
 /*
  * target_collection.c - makes a collection and its partitions on the target, compares, describes.
  *
- *   [GetVersion -->]
+ *   [GetVersion -->]   plain: once on each connection
  *   DescribeCollection --absent--> [ListDatabases, CreateDatabase] --> CreateCollection --> DescribeCollection ...
  *   DescribeCollection --there---> compare --> ShowPartitions --> [CreatePartition ...] --> ShowPartitions --> done
  *
@@ -455,13 +455,23 @@ static void describe(struct sink_call *c)
     call_send(c, "DescribeCollection", ANSWER_FIELD_1, e->db, &req.base, on_described);
 }
 
-static void on_version(struct sink_call *c, const struct answer *a)
+/* What this version cannot hold is refused before anything is made. */
+static void check_version(struct sink_call *c)
 {
     struct ensure *e = ensure_of(c);
+    struct err err;
+
+    if (e->schema && target_schema_check_version(e->schema, c->target->version, &err))
+        ensure_refuse(e, &err);
+    else
+        describe(c);
+}
+
+static void on_version(struct sink_call *c, const struct answer *a)
+{
     struct answer ans = *a;
     char context[CONTEXT_MAX];
     Pb__GetVersionResponse *m = NULL;
-    int rc = 0;
 
     if (ans.ok)
         m = answer_unpack(&ans, &pb__get_version_response__descriptor, call_context(c, context, sizeof(context)));
@@ -469,14 +479,10 @@ static void on_version(struct sink_call *c, const struct answer *a)
         ensure_fail(c, &ans.err);
         return;
     }
-    if (m) {
-        rc = target_schema_check_version(e->schema, m->version, &ans.err);
+    target_set_version(c->target, m ? m->version : "");
+    if (m)
         pb__get_version_response__free_unpacked(m, NULL);
-    }
-    if (rc)
-        ensure_refuse(e, &ans.err);
-    else
-        describe(c);
+    check_version(c);
 }
 
 static void ask_version(struct sink_call *c)
@@ -605,9 +611,11 @@ struct sink_call *target_ensure_collection(struct sink *s, const struct src_coll
     e->allow_create = allow_create;
     if (take_source(e, c, &e->call.late))
         call_fail_later(&e->call);
-    else if (is_plain(e) && e->schema && target_schema_needs_version(e->schema))
+    else if (!is_plain(e))
+        describe(&e->call);
+    else if (!target_version_known(t))
         ask_version(&e->call);
     else
-        describe(&e->call);
+        call_after(&e->call, 0, check_version); /* which may complete the call */
     return &e->call;
 }

@@ -122,6 +122,19 @@ struct grpc_client *target_connect(struct loop *l, const struct target_options *
     return client;
 }
 
+bool target_version_known(const struct target *t)
+{
+    return t->version_gen && t->version_gen == grpc_client_generation(t->grpc);
+}
+
+void target_set_version(struct target *t, const char *version)
+{
+    free(t->version);
+    t->version = xstrdup(version);
+    t->version_gen = grpc_client_generation(t->grpc);
+    t->lite = strncmp(version, "milvus_lite", 11) == 0;
+}
+
 /* ---- answers ---------------------------------------------------------------------------------- */
 
 static void answer_connection_err(struct answer *a, const char *context)
@@ -222,14 +235,60 @@ static void call_free(void *arg)
     c->release(c);
 }
 
+static void on_result(void *arg, const struct grpc_result *r);
+
+static void rpc_start(struct sink_call *c, struct evbuffer *body, const char *db)
+{
+    const struct grpc_header headers[] = {{"dbname", db}, {NULL, NULL}};
+    char path[100];
+
+    snprintf(path, sizeof(path), "/milvus.proto.milvus.MilvusService/%s", c->method);
+    c->target->under_way++;
+    c->rpc = grpc_unary(c->target->grpc, path, db ? headers : NULL, body, c->deadline_ms, on_result, c);
+}
+
+static void leave_turns(struct sink_call *c)
+{
+    TAILQ_REMOVE(&c->target->turns, c, turn);
+    evbuffer_free(c->body);
+    free(c->body_db);
+    c->body = NULL;
+    c->body_db = NULL;
+}
+
+/*
+ * Milvus Lite does not lock what its calls change: two at a time destroy the log of a collection, and what was confirmed
+ * is gone when the process ends (seen with 3.2.2: 800 of 64,000 rows were left after eight writers and a kill).
+ */
+static void next_turn(struct target *t)
+{
+    struct sink_call *c = TAILQ_FIRST(&t->turns);
+
+    if (!c || t->under_way > 0 || t->closing)
+        return;
+    rpc_start(c, c->body, c->body_db);
+    leave_turns(c);
+}
+
+static void rpc_over(struct sink_call *c)
+{
+    c->rpc = NULL;
+    c->target->under_way--;
+    next_turn(c->target);
+}
+
 void call_end(struct sink_call *c)
 {
     if (c->gone)
         return;
     c->gone = true;
     LIST_REMOVE(c, next);
-    grpc_call_cancel(c->rpc);
-    c->rpc = NULL;
+    if (c->body)
+        leave_turns(c);
+    if (c->rpc) {
+        grpc_call_cancel(c->rpc);
+        rpc_over(c);
+    }
     timer_release(&c->timer);
     loop_defer(c->target->loop, call_free, c);
 }
@@ -248,7 +307,7 @@ static void on_result(void *arg, const struct grpc_result *r)
     char context[CONTEXT_MAX];
     struct answer a;
 
-    c->rpc = NULL;
+    rpc_over(c);
     answer_init(&a, r, c->kind, call_context(c, context, sizeof(context)));
     c->on_answer(c, &a);
 }
@@ -256,14 +315,21 @@ static void on_result(void *arg, const struct grpc_result *r)
 void call_rpc(struct sink_call *c, const char *method, enum answer_kind kind, const char *db,
               struct evbuffer *body, unsigned deadline_ms, answer_fn fn)
 {
-    const struct grpc_header headers[] = {{"dbname", db}, {NULL, NULL}};
-    char path[100];
+    struct target *t = c->target;
 
-    snprintf(path, sizeof(path), "/milvus.proto.milvus.MilvusService/%s", method);
     c->method = method;
     c->kind = kind;
     c->on_answer = fn;
-    c->rpc = grpc_unary(c->target->grpc, path, db ? headers : NULL, body, deadline_ms, on_result, c);
+    c->deadline_ms = deadline_ms;
+    if (!t->lite || (t->under_way == 0 && TAILQ_EMPTY(&t->turns))) {
+        rpc_start(c, body, db);
+        return;
+    }
+    c->body = evbuffer_new();
+    c->body_db = xstrdup(db);
+    if (!c->body || evbuffer_add_buffer(c->body, body))
+        abort(); /* only a frozen buffer is refused, and ours is not */
+    TAILQ_INSERT_TAIL(&t->turns, c, turn);
 }
 
 void call_send(struct sink_call *c, const char *method, enum answer_kind kind, const char *db,

@@ -64,8 +64,19 @@ struct target {
     enum target_mode mode;
     bool ignore_partition;
     bool is_source; /* of rows.c */
+    char *version;        /* plain: as the target calls itself, "" when it does not tell */
+    uint64_t version_gen; /* the connection that told it; 0: not asked yet */
+    bool lite;            /* Milvus Lite: calls go one after another (target_conn.c) */
+    bool closing;
+    unsigned under_way;   /* RPCs */
+    TAILQ_HEAD(, sink_call) turns;
     LIST_HEAD(, sink_call) calls;
 };
+
+/* What the target calls itself, on the connection that is used now. False: it must be asked. */
+bool target_version_known(const struct target *t);
+/* Its answer to GetVersion; "" when it has none. */
+void target_set_version(struct target *t, const char *version);
 
 /* Makes the connection, with login; host and port are in *ret_address (caller frees). NULL and err on failure. */
 struct grpc_client *target_connect(struct loop *l, const struct target_options *o, char **ret_address,
@@ -95,6 +106,10 @@ struct sink_call {
     enum answer_kind kind;
     answer_fn on_answer;
     struct grpc_call *rpc; /* NULL: none under way */
+    TAILQ_ENTRY(sink_call) turn;
+    struct evbuffer *body; /* waits for its turn; NULL: does not */
+    char *body_db;         /* the dbname header for it */
+    unsigned deadline_ms;
     struct timer timer;    /* armed: waits for on_timer */
     void (*on_timer)(struct sink_call *c);
     void (*release)(struct sink_call *c); /* frees what c holds and c; object and timer are call.c's */
@@ -173,10 +188,8 @@ int target_schema_check_functions(const uint8_t *schema, size_t len, struct err 
 int target_schema_check_types(const Pb__CollectionSchema *s, struct err *err);
 /*
  * Kinds of fields that came with a later version: servers of an earlier one make the collection, but cannot write it.
- * needs: there is one, so that the version must be asked for.  check: ERR_UNSUPPORTED (USER) names field and version; a
- * version that cannot be read ("v2.3.5-lite" can) passes.
+ * ERR_UNSUPPORTED (USER) names field and version; a version that cannot be read ("v2.3.5-lite" can) passes.
  */
-bool target_schema_needs_version(const Pb__CollectionSchema *s);
 int target_schema_check_version(const Pb__CollectionSchema *s, const char *version, struct err *err);
 bool target_schema_has_partition_key(const Pb__CollectionSchema *s);
 

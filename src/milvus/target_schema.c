@@ -250,14 +250,6 @@ static const struct later *later_type(const Pb__FieldSchema *f)
     return NULL;
 }
 
-bool target_schema_needs_version(const Pb__CollectionSchema *s)
-{
-    for (size_t i = 0; i < s->n_fields; i++)
-        if (later_type(s->fields[i]))
-            return true;
-    return false;
-}
-
 int target_schema_check_version(const Pb__CollectionSchema *s, const char *version, struct err *err)
 {
     unsigned major, minor;

@@ -147,6 +147,15 @@ static struct evbuffer *write_head(const struct sink_write *w)
     return body;
 }
 
+/*
+ * An Upsert of Milvus Lite keeps what the former row had and the new one does not name (keys of the dynamic field); its
+ * Insert puts the new row in the place of the former.
+ */
+static enum sink_write_kind kind_for(const struct target *t, enum sink_write_kind kind)
+{
+    return t->lite && kind == SINK_UPSERT ? SINK_INSERT : kind;
+}
+
 static char *write_object(const struct sink_write *w)
 {
     bool part = w->partition && *w->partition;
@@ -160,17 +169,18 @@ struct sink_call *target_write(struct sink *s, const struct sink_write *what, si
     struct write_call *w = xcalloc(1, sizeof(*w));
     unsigned deadline_ms = target_data_deadline_ms(evbuffer_get_length(what->body));
     struct evbuffer *body = write_head(what);
+    enum sink_write_kind kind = kind_for(t, what->kind);
 
     call_init(&w->call, t, write_object(what), write_release, write_fail);
     w->done = done;
     w->arg = arg;
-    w->kind = what->kind;
+    w->kind = kind;
     w->rows = what->rows;
     if (evbuffer_add_buffer(body, what->body)) {
         err_set(&w->call.late, ERR_INTERNAL, ERRC_RETRY, "target %s: the request's buffer is frozen", t->address);
         call_fail_later(&w->call);
     } else {
-        call_rpc(&w->call, methods[what->kind], ANSWER_FIELD_1, what->db, body, deadline_ms, on_written);
+        call_rpc(&w->call, methods[kind], ANSWER_FIELD_1, what->db, body, deadline_ms, on_written);
     }
     evbuffer_free(body);
     return &w->call;

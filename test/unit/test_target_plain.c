@@ -61,6 +61,15 @@ static struct outcome make_plain(const struct schema *s)
     return o;
 }
 
+/* What is asked first on a connection. */
+static void script_version(const char *version)
+{
+    Pb__GetVersionResponse m = PB__GET_VERSION_RESPONSE__INIT;
+
+    m.version = pb_str(version);
+    script("GetVersion", &m.base);
+}
+
 static void assert_request(const uint8_t *data, size_t len)
 {
     assert_int_equal(fx.last_bytes, len);
@@ -115,6 +124,8 @@ static void test_plain_create_request(void **state)
         struct outcome o;
 
         source_schema(&s, key);
+        if (key == 0)
+            script_version("v2.3.5");
         script_status("DescribeCollection", false, 100, "collection not found");
         script_databases();
         script_status("CreateCollection", true, 1100, "no such type");
@@ -136,6 +147,7 @@ static void test_plain_collection_is_described(void **state)
     t.list[0] = &t.fields[3]; /* order does not count: rows carry names */
     t.list[3] = &t.fields[0];
     add_server_fields(&t);
+    script_version("v2.3.5");
     script_schema(&t.m, 7);
     script_partitions(NULL, 1);
     script_status("CreatePartition", true, 0, "");
@@ -160,6 +172,7 @@ static void test_plain_target_must_not_be_the_source(void **state)
     (void)state;
     source_schema(&s, false);
     schema_init(&t);
+    script_version("v2.3.5");
     script_schema(&t.m, 5);
     o = make_plain(&s);
     assert_true(o.failed && o.err.cls == ERRC_USER);
@@ -175,6 +188,7 @@ static void test_plain_partition_key_has_the_sources_partitions(void **state)
     source_schema(&s, true);
     schema_init(&t);
     t.fields[1].is_partition_key = true;
+    script_version("v2.3.5");
     script_schema(&t.m, 7);
     o = make_plain(&s);
     if (o.failed)
@@ -229,6 +243,7 @@ static void test_plain_what_the_target_does_not_know_is_named(void **state)
     source_schema(&s, false);
     change(&s, NULLABLE);
     schema_init(&t);
+    script_version("a branch");
     script_status("DescribeCollection", false, 100, "collection not found");
     script_databases();
     script_status("CreateCollection", true, 0, "");
@@ -261,9 +276,7 @@ static void test_plain_later_types_need_a_later_version(void **state)
         int rc;
 
         schema_init(&s);
-        assert_false(target_schema_needs_version(&s.m));
         add_field(&s, "more", table[i].type, "dim", "8");
-        assert_int_equal(target_schema_needs_version(&s.m), table[i].type != 102);
         rc = target_schema_check_version(&s.m, table[i].version, &err);
         assert_int_equal(rc, table[i].text ? ERR_UNSUPPORTED : 0);
         if (table[i].text && (err.cls != ERRC_USER || !strstr(err.text, table[i].text)))
@@ -307,27 +320,40 @@ static void test_plain_types_that_cannot_be_written(void **state)
     assert_non_null(strstr(o.err.text, "collection default.c1: field `place`: Geometry"));
 }
 
+/* Once on each connection; a server that does not tell is taken as it is. */
 static void test_plain_version_is_asked_for(void **state)
 {
-    Pb__GetVersionResponse m = PB__GET_VERSION_RESPONSE__INIT;
     struct schema s;
     struct outcome o;
 
     (void)state;
     source_schema(&s, false);
     add_field(&s, "sparse", 104, NULL, NULL);
-    m.version = pb_str("v2.3.5");
-    script("GetVersion", &m.base);
-    o = make_plain(&s);
-    assert_true(o.failed && o.err.cls == ERRC_USER);
-    assert_non_null(strstr(o.err.text, "tdb.c1: field `sparse`"));
-    script_raw("GetVersion", "12", "unknown method");
-    script_status("DescribeCollection", false, 1401, "no");
-    o = make_plain(&s);
-    assert_true(o.failed && o.err.code == ERR_AUTH);
     script_raw("GetVersion", "14", "gone");
     o = make_plain(&s);
     assert_true(o.failed && o.err.cls == ERRC_RETRY);
+    script_version("v2.3.5");
+    for (int i = 0; i < 2; i++) {
+        o = make_plain(&s);
+        assert_true(o.failed && o.err.cls == ERRC_USER);
+        assert_non_null(strstr(o.err.text, "tdb.c1: field `sparse`"));
+    }
+}
+
+static void test_plain_version_may_be_missing(void **state)
+{
+    struct schema s;
+    struct outcome o;
+
+    (void)state;
+    source_schema(&s, false);
+    add_field(&s, "sparse", 104, NULL, NULL);
+    script_raw("GetVersion", "12", "unknown method");
+    for (int i = 0; i < 2; i++) {
+        script_status("DescribeCollection", false, 1401, "no");
+        o = make_plain(&s);
+        assert_true(o.failed && o.err.code == ERR_AUTH);
+    }
 }
 
 static void add_function(struct pb_out *schema, const char *name, unsigned type)
@@ -391,6 +417,7 @@ static void test_plain_ids_may_be_missing(void **state)
     (void)state;
     source_schema(&s, false);
     schema_init(&t);
+    script_version("milvus_lite-3.2.2");
     script_status("DescribeCollection", false, 100, "collection not found");
     script_databases();
     script_status("CreateCollection", true, 1, "collection 'c1' already exists");
@@ -515,6 +542,66 @@ static void test_plain_write_requests(void **state)
     assert_request((const uint8_t *)expr, sizeof(expr) - 1);
 }
 
+static struct sink_call *begin_write(enum sink_write_kind kind, struct outcome *ret)
+{
+    struct sink_write w = {.kind = kind, .db = "tdb", .collection = "c1", .partition = "p1", .rows = 3};
+    struct sink_call *call;
+
+    *ret = (struct outcome){0};
+    w.body = evbuffer_new();
+    evbuffer_add(w.body, "\x2a\x03xyz", 5);
+    call = fx.sink->ops->write(fx.sink, &w, on_batch, ret);
+    evbuffer_free(w.body);
+    return call;
+}
+
+static void become_lite(void)
+{
+    struct schema s;
+
+    source_schema(&s, false);
+    script_version("milvus_lite-3.2.2");
+    script_status("DescribeCollection", false, 1401, "no");
+    assert_true(make_plain(&s).failed);
+}
+
+/* Its Upsert would keep what the former row had. */
+static void test_lite_upsert_is_an_insert(void **state)
+{
+    (void)state;
+    become_lite();
+    script_result("Insert", 3, 0, false);
+    assert_written(write_rows(SINK_UPSERT, "p1", "\x2a\x03xyz"));
+    script_result("Insert", 0, 3, false);
+    assert_true(write_rows(SINK_UPSERT, "p1", "\x2a\x03xyz").doubt);
+}
+
+/* Whatever comes before its step stands in the script ends the test. */
+static void test_lite_does_one_thing_at_a_time(void **state)
+{
+    struct sink_call *calls[4];
+    struct outcome o[4];
+
+    (void)state;
+    become_lite();
+    script_raw("Insert", NULL, NULL); /* no answer */
+    for (int i = 0; i < 4; i++)
+        calls[i] = begin_write(i == 3 ? SINK_DELETE : SINK_INSERT, &o[i]);
+    for (int i = 0; i < 500; i++) {
+        loop_once(fx.loop, false);
+        usleep(100);
+    }
+    script_result("Insert", 3, 0, false);
+    script_result("Delete", 0, 0, false);
+    fx.sink->ops->cancel(calls[2]);
+    fx.sink->ops->cancel(calls[0]);
+    wait_for(&o[1]);
+    assert_written(o[1]);
+    wait_for(&o[3]);
+    assert_written(o[3]);
+    assert_false(o[0].done || o[2].done);
+}
+
 static void test_plain_all_rows_must_be_taken(void **state)
 {
     static const struct {
@@ -636,6 +723,7 @@ int main(void)
         cmocka_unit_test(test_plain_later_types_need_a_later_version),
         on_plain(test_plain_types_that_cannot_be_written),
         on_plain(test_plain_version_is_asked_for),
+        on_plain(test_plain_version_may_be_missing),
         on_plain(test_plain_create_request),
         on_plain(test_plain_target_must_not_be_the_source),
         on_plain(test_plain_collection_is_described),
@@ -646,6 +734,8 @@ int main(void)
         on_plain(test_plain_drops_a_loaded_partition),
         on_plain(test_plain_operations_may_be_missing),
         on_plain(test_plain_write_requests),
+        on_plain(test_lite_upsert_is_an_insert),
+        on_plain(test_lite_does_one_thing_at_a_time),
         on_plain(test_plain_all_rows_must_be_taken),
         on_plain(test_plain_doubt_unless_certainly_refused),
         on_plain(test_plain_limits_of_old_servers),
