@@ -63,6 +63,13 @@ class Side:
         out["fields"] = fields
         return out
 
+    def comparable(self, described):
+        """Of a description (of either side), what this side as a target must have too."""
+        return without_auto_id(described) if self.portable else described
+
+    def comparable_indexes(self, indexes):
+        return indexes
+
     def partitions(self, name, database="default"):
         return sorted(self.handler(database).list_partitions(name, timeout=self.timeout))
 
@@ -196,12 +203,9 @@ def compare_collection(source, target, name, database="default", data=True):
         return [f"{full}: exists on the {'source' if here else 'target'} only"]
     if not here:
         return []
-    sides = [source.describe(name, database), target.describe(name, database)]
-    if target.portable:
-        sides = [without_auto_id(d) for d in sides]
-    diff_schema(full, *sides, out)
+    diff_schema(full, *(target.comparable(s.describe(name, database)) for s in (source, target)), out)
     diff_value(f"{full}: partitions", source.partitions(name, database), target.partitions(name, database), out)
-    diff_value(f"{full}: indexes", source.indexes(name, database), target.indexes(name, database), out)
+    diff_value(f"{full}: indexes", *(target.comparable_indexes(s.indexes(name, database)) for s in (source, target)), out)
     state = source.loaded(name, database)
     diff_value(f"{full}: load state", state, target.loaded(name, database), out)
     if not out and data and state == "Loaded":

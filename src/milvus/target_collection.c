@@ -129,6 +129,16 @@ static bool partition_exists(const struct ensure *e, const char *name)
     return bsearch(&key, e->result.partitions, e->result.n_partitions, sizeof(key), partition_cmp);
 }
 
+/* Where the target tells none: of the name, so that it stays when other partitions come and go (FNV-1a, 63 bits, not 0). */
+static int64_t made_up_id(const char *name)
+{
+    uint64_t h = UINT64_C(14695981039346656037);
+
+    for (; *name; name++)
+        h = (h ^ (uint8_t)*name) * UINT64_C(1099511628211);
+    return (int64_t)(h >> 1 | 1);
+}
+
 static int take_partitions(struct ensure *e, const Pb__ShowPartitionsResponse *m, struct err *err)
 {
     struct sink_collection *r = &e->result;
@@ -143,8 +153,8 @@ static int take_partitions(struct ensure *e, const Pb__ShowPartitionsResponse *m
     r->partitions = xcalloc(m->n_partition_names + 1, sizeof(*r->partitions));
     r->n_partitions = m->n_partition_names;
     for (size_t i = 0; i < r->n_partitions; i++)
-        r->partitions[i] =
-            (struct sink_partition){ids ? m->partition_ids[i] : (int64_t)i + 1, xstrdup(m->partition_names[i])};
+        r->partitions[i] = (struct sink_partition){ids ? m->partition_ids[i] : made_up_id(m->partition_names[i]),
+                                                   xstrdup(m->partition_names[i])};
     qsort(r->partitions, r->n_partitions, sizeof(*r->partitions), partition_cmp);
     return 0;
 }
@@ -239,8 +249,8 @@ static void take_source_partitions(struct ensure *e)
 
     r->partitions = xcalloc(e->n_partitions + 1, sizeof(*r->partitions));
     for (; r->n_partitions < e->n_partitions; r->n_partitions++)
-        r->partitions[r->n_partitions] =
-            (struct sink_partition){(int64_t)r->n_partitions + 1, xstrdup(e->partitions[r->n_partitions])};
+        r->partitions[r->n_partitions] = (struct sink_partition){made_up_id(e->partitions[r->n_partitions]),
+                                                                 xstrdup(e->partitions[r->n_partitions])};
     ensure_finish(e);
 }
 

@@ -221,8 +221,8 @@ OPERATIONS = (["insert"] * 40 + ["upsert"] * 15 + ["delete"] * 15 + ["create_par
 class Workload:
     """All shapes at once, one thread each. What the source refuses is counted and told, not hidden."""
 
-    def __init__(self, using, prefix, seed, shapes=SHAPES):
-        self.tables = [Table(f"{prefix}_{name}", shape, using, random.Random(f"{seed}/{name}"))
+    def __init__(self, using, prefix, seed, shapes=SHAPES, table=Table):
+        self.tables = [table(f"{prefix}_{name}", shape, using, random.Random(f"{seed}/{name}"))
                        for name, shape in shapes.items()]
         self.stopping = threading.Event()
         self.threads = []

@@ -234,6 +234,15 @@ static void script_status(const char *method, bool bare, int32_t code, const cha
     script(method, bare ? &st.base : &outer.base);
 }
 
+static inline void script_partition_names(char **names, size_t n)
+{
+    Pb__ShowPartitionsResponse m = PB__SHOW_PARTITIONS_RESPONSE__INIT;
+
+    m.n_partition_names = n;
+    m.partition_names = names;
+    script("ShowPartitions", &m.base);
+}
+
 static inline void script_partitions(const char *more, size_t n_ids)
 {
     Pb__ShowPartitionsResponse m = PB__SHOW_PARTITIONS_RESPONSE__INIT;

@@ -413,6 +413,7 @@ static void test_plain_ids_may_be_missing(void **state)
 {
     struct schema s, t;
     struct outcome o;
+    int64_t id;
 
     (void)state;
     source_schema(&s, false);
@@ -429,6 +430,12 @@ static void test_plain_ids_may_be_missing(void **state)
     assert_true(o.id != 0);
     assert_int_equal(o.n_partitions, 2);
     assert_true(o.partition_id != 0);
+    id = o.partition_id; /* stays when another one comes or goes, whatever its place in the list */
+    script_schema(&t.m, 0);
+    script_partition_names((char *[]){pb_str("p1"), pb_str("_default"), pb_str("a"), pb_str("b")}, 4);
+    o = make_plain(&s);
+    assert_string_equal(o.partition, "p1");
+    assert_int_equal(o.partition_id, id);
     script_schema(&t.m, 7);
     script_partitions("p1", 1);
     o = make_plain(&s);
