@@ -234,26 +234,20 @@ static void script_status(const char *method, bool bare, int32_t code, const cha
     script(method, bare ? &st.base : &outer.base);
 }
 
-static inline void script_partition_names(char **names, size_t n)
+static inline void script_partition_list(char **names, size_t n_names, int64_t *ids, size_t n_ids)
 {
     Pb__ShowPartitionsResponse m = PB__SHOW_PARTITIONS_RESPONSE__INIT;
 
-    m.n_partition_names = n;
+    m.n_partition_names = n_names;
     m.partition_names = names;
+    m.n_partition_ids = n_ids;
+    m.partition_ids = ids;
     script("ShowPartitions", &m.base);
 }
 
 static inline void script_partitions(const char *more, size_t n_ids)
 {
-    Pb__ShowPartitionsResponse m = PB__SHOW_PARTITIONS_RESPONSE__INIT;
-    char *names[] = {pb_str("_default"), pb_str(more)};
-    int64_t ids[] = {70, 71, 72};
-
-    m.n_partition_names = more ? 2 : 1;
-    m.partition_names = names;
-    m.n_partition_ids = n_ids;
-    m.partition_ids = ids;
-    script("ShowPartitions", &m.base);
+    script_partition_list((char *[]){pb_str("_default"), pb_str(more)}, more ? 2 : 1, (int64_t[]){70, 71, 72}, n_ids);
 }
 
 static int open_sink(enum target_mode mode)

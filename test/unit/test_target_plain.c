@@ -432,7 +432,7 @@ static void test_plain_ids_may_be_missing(void **state)
     assert_true(o.partition_id != 0);
     id = o.partition_id; /* stays when another one comes or goes, whatever its place in the list */
     script_schema(&t.m, 0);
-    script_partition_names((char *[]){pb_str("p1"), pb_str("_default"), pb_str("a"), pb_str("b")}, 4);
+    script_partition_list((char *[]){pb_str("p1"), pb_str("_default"), pb_str("a"), pb_str("b")}, 4, NULL, 0);
     o = make_plain(&s);
     assert_string_equal(o.partition, "p1");
     assert_int_equal(o.partition_id, id);
