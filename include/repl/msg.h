@@ -128,6 +128,9 @@ uint64_t msg_columns_rows(const struct msg_columns *c);
 size_t msg_columns_bytes(const struct msg_columns *c); /* what msg_columns_write() appends now */
 /* Appends the encoded fields_data elements to out; may be called again. False: no memory, out then holds a part. */
 bool msg_columns_write(const struct msg_columns *c, struct evbuffer *out);
+/* Rows from, inclusive, to to, exclusive, as columns of their own; values are copied. NULL: the values are not as many as the
+ * rows, or of a kind that cannot be told apart. */
+struct msg_columns *msg_columns_cut(const struct msg_columns *c, uint64_t from, uint64_t to);
 void msg_columns_free(struct msg_columns *c); /* NULL is allowed */
 
 /* The expr of the public API's Delete for the keys of Deletes of one collection: `id in [1,2]`, `id in ["a","b"]`. */
@@ -139,6 +142,8 @@ uint64_t msg_keys_count(const struct msg_keys *k);
 size_t msg_keys_bytes(const struct msg_keys *k); /* of the text */
 /* Appends the text; may be called again. False: no memory. */
 bool msg_keys_write(const struct msg_keys *k, struct evbuffer *out);
+/* Keys from, inclusive, to to, exclusive. Never NULL. */
+struct msg_keys *msg_keys_cut(const struct msg_keys *k, uint64_t from, uint64_t to);
 void msg_keys_free(struct msg_keys *k); /* NULL is allowed */
 
 /* Target of an operation message of the replicate channel: db_name and collection name(s) of the encoded user

@@ -11,51 +11,17 @@
 #include "base/err.h"
 #include "base/mem.h"
 #include "repl/msg.h"
-#include "repl/msg_priv.h"
+#include "repl/msg_columns_priv.h"
 
 #include <event2/buffer.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { REQUEST_F_FIELDS_DATA = 5 };                                /* InsertRequest, UpsertRequest */
-enum { VECTOR_F_DIM = 1, VECTOR_F_SPARSE = 6, VECTOR_F_INT8 = 7 }; /* schema.proto VectorField */
 enum { SPARSE_F_DIM = 2 };                                         /* SparseFloatArray */
 /* Behind it are geometry, times and more: the API takes texts where the WAL has what was made of them. */
 enum { SCALAR_F_JSON = 9 };
 enum { FIRST_USER_FIELD = 100, COLUMNS_MAX = 1024, NAME_SHOWN_MAX = 64 };
-
-/* The values of one column, message by message. */
-struct part {
-    struct buf *src;
-    const uint8_t *data;
-    size_t len;
-};
-struct parts {
-    struct part *v;
-    size_t n, cap, bytes;
-};
-
-struct column {
-    struct msg_column like; /* what all pieces have in common; borrows from the first message */
-    struct pb_out what;     /* that, encoded */
-    struct parts values, valid;
-    bool defaults; /* all rows are valid, and that must be said */
-    uint64_t dim, sparse_dim;
-    unsigned turn; /* of the last message that has it */
-};
-
-struct msg_columns {
-    struct column *v;
-    size_t n, cap;
-    uint64_t rows;
-    int64_t *defaults;
-    size_t n_defaults;
-    struct buf **srcs; /* all that values point into */
-    size_t n_srcs, cap_srcs;
-    unsigned turn;
-    struct msg_column *pieces; /* of the message that is being added */
-    size_t n_pieces, cap_pieces;
-};
 
 static void *grow(void *v, size_t n, size_t *cap, size_t size)
 {
@@ -343,7 +309,7 @@ static void drop_columns(struct msg_columns *c)
     c->n = 0;
 }
 
-static void add_part(struct parts *p, struct buf *src, const uint8_t *data, size_t len)
+void msg_parts_add(struct parts *p, struct buf *src, const uint8_t *data, size_t len)
 {
     if (len == 0)
         return;
@@ -352,8 +318,7 @@ static void add_part(struct parts *p, struct buf *src, const uint8_t *data, size
     p->bytes += len;
 }
 
-/* src is taken. */
-static void keep(struct msg_columns *c, struct buf *src)
+void msg_columns_keep(struct msg_columns *c, struct buf *src)
 {
     c->srcs = grow(c->srcs, c->n_srcs, &c->cap_srcs, sizeof(struct buf *));
     c->srcs[c->n_srcs++] = src;
@@ -361,17 +326,17 @@ static void keep(struct msg_columns *c, struct buf *src)
 
 static void take_pieces(struct msg_columns *c, struct buf *src)
 {
-    keep(c, buf_ref(src));
+    msg_columns_keep(c, buf_ref(src));
     for (size_t i = 0; i < c->n_pieces; i++) {
         struct msg_column *p = &c->pieces[i];
         struct column *col = &c->v[p->column];
 
-        add_part(&col->values, p->own ? p->own : src, p->data, p->len);
-        add_part(&col->valid, src, p->valid, p->valid_len);
+        msg_parts_add(&col->values, p->own ? p->own : src, p->data, p->len);
+        msg_parts_add(&col->valid, src, p->valid, p->valid_len);
         col->dim = p->dim > col->dim ? p->dim : col->dim;
         col->sparse_dim = p->sparse_dim > col->sparse_dim ? p->sparse_dim : col->sparse_dim;
         if (p->own)
-            keep(c, p->own);
+            msg_columns_keep(c, p->own);
         p->own = NULL;
     }
 }

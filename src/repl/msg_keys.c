@@ -12,6 +12,7 @@
 
 struct msg_keys {
     struct pb_out text; /* "<name> in [1,2" */
+    size_t head;        /* of it: up to the bracket */
     uint64_t n;
 };
 
@@ -177,8 +178,40 @@ struct msg_keys *msg_keys_new(const char *pk_name)
     char *begin = xasprintf("%s in [", pk_name);
 
     pb_out_raw(&k->text, begin, strlen(begin));
+    k->head = k->text.len;
     free(begin);
     return k;
+}
+
+/* Behind the key that begins at p. */
+static const uint8_t *key_end(const uint8_t *p, const uint8_t *end)
+{
+    bool quoted = false;
+
+    for (; p < end && (quoted || *p != ','); p++) {
+        if (*p == '"')
+            quoted = !quoted;
+        else if (*p == '\\')
+            p++;
+    }
+    return p;
+}
+
+struct msg_keys *msg_keys_cut(const struct msg_keys *k, uint64_t from, uint64_t to)
+{
+    const uint8_t *p = k->text.data + k->head, *end = k->text.data + k->text.len, *next;
+    struct msg_keys *cut = xcalloc(1, sizeof(*cut));
+
+    pb_out_raw(&cut->text, k->text.data, k->head);
+    cut->head = k->head;
+    for (uint64_t i = 0; i < to && p < end; i++, p = next + 1) {
+        next = key_end(p, end);
+        if (i < from)
+            continue;
+        separate(cut);
+        pb_out_raw(&cut->text, p, (size_t)(next - p));
+    }
+    return cut;
 }
 
 void msg_keys_free(struct msg_keys *k)

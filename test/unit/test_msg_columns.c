@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "../fuzz/fuzz_columns.c"
+#include "repl/msg_columns_priv.h"
 #include "base/mem.h"
 #include "column_rows.h"
 #include "mutate.h"
@@ -129,6 +130,24 @@ static void assert_rows(const struct msg_columns *c, size_t from, size_t to, siz
     free(text);
 }
 
+static struct buf *one_column(Col__FieldData *m, size_t rows)
+{
+    struct pb_out o = {0};
+
+    out_insert(&o, rows);
+    out_message(&o, 13, &m->base);
+    protobuf_c_message_free_unpacked(&m->base, NULL);
+    return take(&o);
+}
+
+static const struct def *def_of(const char *name)
+{
+    for (size_t i = 0; i < N_DEFS; i++)
+        if (strcmp(defs[i].name, name) == 0)
+            return &defs[i];
+    abort();
+}
+
 /* ---- joining ---------------------------------------------------------------------------------- */
 
 static void joined_columns_are_all_rows(void **state)
@@ -150,6 +169,53 @@ static void joined_columns_are_all_rows(void **state)
         assert_int_equal(msg_columns_rows(c), end - table[i].cuts[0]);
         assert_rows(c, table[i].cuts[0], end, table[i].first[0]);
         assert_rows(c, table[i].cuts[0], end, table[i].first[0]); /* writing takes nothing away */
+        msg_columns_free(c);
+    }
+}
+
+/* Rows of several messages, and rows of these again. */
+static void rows_can_be_cut_out(void **state)
+{
+    struct msg_columns *c = msg_columns_new();
+
+    (void)state;
+    add_ok(c, make_insert(0, 20, 3, N_DEFS));
+    add_ok(c, make_insert(20, 21, 0, N_DEFS));
+    add_ok(c, make_insert(21, 60, 5, N_DEFS));
+    for (size_t from = 0; from < 60; from++)
+        for (size_t to = from + 1; to <= 60; to += 1 + to % 7) {
+            struct msg_columns *cut = msg_columns_cut(c, from, to), *again;
+
+            assert_non_null(cut);
+            assert_int_equal(msg_columns_rows(cut), to - from);
+            assert_rows(cut, from, to, 3);
+            again = msg_columns_cut(cut, (to - from) / 2, to - from);
+            msg_columns_free(cut);
+            assert_rows(again, from + (to - from) / 2, to, 3);
+            msg_columns_free(again);
+        }
+    assert_null(msg_columns_cut(c, 5, 5));
+    assert_null(msg_columns_cut(c, 5, 61));
+    msg_columns_free(c);
+}
+
+/* Not as many values as rows: nobody can tell which belong together. */
+static void rows_that_do_not_count_are_not_cut(void **state)
+{
+    static const char *const names[] = {"id", "flag", "real", "txt", "bin", "vec", "half", "sparse", "n_txt", "n_real"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        struct msg_columns *c = msg_columns_new();
+
+        add_ok(c, one_column(column(def_of(names[i]), 0, 6, true), 6));
+        add_ok(c, one_column(column(def_of(names[i]), 6, 10, true), 4));
+        c->rows++;
+        assert_null(msg_columns_cut(c, 0, 5));
+        c->rows--;
+        c->v[0].values.v[1].len--;
+        assert_null(msg_columns_cut(c, 0, 5));
+        c->v[0].values.v[1].len++;
         msg_columns_free(c);
     }
 }
@@ -199,24 +265,6 @@ static void columns_go_by_reference(void **state)
 }
 
 /* ---- what does not fit ------------------------------------------------------------------------ */
-
-static struct buf *one_column(Col__FieldData *m, size_t rows)
-{
-    struct pb_out o = {0};
-
-    out_insert(&o, rows);
-    out_message(&o, 13, &m->base);
-    protobuf_c_message_free_unpacked(&m->base, NULL);
-    return take(&o);
-}
-
-static const struct def *def_of(const char *name)
-{
-    for (size_t i = 0; i < N_DEFS; i++)
-        if (strcmp(defs[i].name, name) == 0)
-            return &defs[i];
-    abort();
-}
 
 static void assert_does_not_fit(struct msg_columns *c, struct buf *b, const char *text)
 {
@@ -542,6 +590,27 @@ static void assert_keys_refused(struct msg_keys *k, struct buf *b)
     assert_non_null(strstr(err.text, "of collection 9000: no primary key for each of"));
 }
 
+static void keys_can_be_cut_out(void **state)
+{
+    static const int64_t v[] = {1, -2, INT64_MIN, 4};
+    static const char *const t[] = {"a", "say \"hi, you\"", "back\\,", ",", "", "\""};
+    struct msg_keys *k = msg_keys_new("id"), *cut;
+
+    (void)state;
+    assert_int_equal(add_keys_of(k, delete_numbers(v, 4, 4), NULL), 0);
+    assert_keys(msg_keys_cut(k, 0, 2), 2, "id in [1,-2]");
+    cut = msg_keys_cut(k, 1, 4);
+    assert_keys(msg_keys_cut(cut, 1, 3), 2, "id in [-9223372036854775807-1,4]");
+    msg_keys_free(cut);
+    msg_keys_free(k);
+    k = msg_keys_new("id");
+    assert_int_equal(add_keys_of(k, delete_texts(t, 6, 6), NULL), 0);
+    assert_keys(msg_keys_cut(k, 0, 2), 2, "id in [\"a\",\"say \\\"hi, you\\\"\"]");
+    assert_keys(msg_keys_cut(k, 2, 4), 2, "id in [\"back\\\\,\",\",\"]");
+    assert_keys(msg_keys_cut(k, 4, 6), 2, "id in [\"\",\"\\\"\"]");
+    msg_keys_free(k);
+}
+
 static void other_numbers_of_keys_are_refused(void **state)
 {
     static const int64_t v[] = {1, 2, 3};
@@ -783,6 +852,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(joined_columns_are_all_rows),
+        cmocka_unit_test(rows_can_be_cut_out),
+        cmocka_unit_test(rows_that_do_not_count_are_not_cut),
         cmocka_unit_test(rows_may_all_be_null),
         cmocka_unit_test(columns_go_by_reference),
         cmocka_unit_test(other_columns_do_not_fit),
@@ -792,6 +863,7 @@ int main(void)
         cmocka_unit_test(defaults_are_said_to_be_there),
         cmocka_unit_test(system_columns_are_left_out),
         cmocka_unit_test(keys_become_an_expression),
+        cmocka_unit_test(keys_can_be_cut_out),
         cmocka_unit_test(other_numbers_of_keys_are_refused),
         cmocka_unit_test(a_page_has_its_greatest_key_and_no_bare_arrays),
         cmocka_unit_test(other_pages),
