@@ -19,6 +19,7 @@ enum err_code {
     ERR_EXISTS,
     ERR_AUTH,      /* credentials missing or refused */
     ERR_LIMIT,     /* rate, quota, memory or size limit of a peer or of ours */
+    ERR_TOO_LARGE, /* the peer never takes a request of this size */
     ERR_UNSUPPORTED,
     ERR_IO,        /* disk or system call */
     ERR_GONE,      /* a position or revision no longer exists */

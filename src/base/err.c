@@ -74,6 +74,8 @@ const char *err_code_name(enum err_code code)
         return "auth";
     case ERR_LIMIT:
         return "limit";
+    case ERR_TOO_LARGE:
+        return "too_large";
     case ERR_UNSUPPORTED:
         return "unsupported";
     case ERR_IO:

@@ -146,7 +146,8 @@ static void answer_connection_err(struct answer *a, const char *context)
         err_set(&a->err, ERR_AUTH, ERRC_USER, "%s: check the token (user:password or API key) of the target",
                 cause.text);
     } else if (a->raw->status == 8 && strstr(a->raw->message, "larger than max")) {
-        a->err.cls = ERRC_USER; /* refused for its size, always again: proxy.grpc.serverMaxRecvSize */
+        a->err.cls = ERRC_USER; /* always again: proxy.grpc.serverMaxRecvSize */
+        a->err.code = ERR_TOO_LARGE;
     }
 }
 

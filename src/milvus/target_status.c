@@ -35,7 +35,7 @@ static const struct rule rules[] = {
     {802, ERR_INVALID, ERRC_USER, ""},
     {MERR_PARAMETER_INVALID, ERR_INVALID, ERRC_USER, ""},
     {1101, ERR_INVALID, ERRC_USER, ""},
-    {1102, ERR_INVALID, ERRC_USER, ""},
+    {1102, ERR_TOO_LARGE, ERRC_USER, ""}, /* quotaAndLimits.limits.maxInsertSize, and the like */
     {1302, ERR_UNAVAILABLE, ERRC_RETRY, ""},
     {1303, ERR_STATE, ERRC_USER,
      "the target is a standby and refuses users' writes, or its role is mixed up: look at its common.ttMsgEnabled"},

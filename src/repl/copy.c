@@ -167,7 +167,7 @@ static bool start_again(struct copy *p)
     return true;
 }
 
-void copy_fail(struct copy *p, const struct err *cause, const char *what)
+bool copy_wait(struct copy *p, const struct err *cause, const char *what)
 {
     struct coll *c = p->coll;
     struct err err = *cause;
@@ -175,12 +175,18 @@ void copy_fail(struct copy *p, const struct err *cause, const char *what)
     err_wrap(&err, "copying %s.%s, %s", c->db, c->name, what);
     if (err.cls != ERRC_RETRY) {
         task_fatal(c->task, &err);
-        return;
+        return false;
     }
     set_text(&c->trouble, err.text);
     log_warn("repl", "the copy has to wait", KS("task", c->task->o.id), KS("error", err.text));
-    copy_again(p);
     timer_set(&p->retry, backoff_next_ms(&p->backoff));
+    return true;
+}
+
+void copy_fail(struct copy *p, const struct err *cause, const char *what)
+{
+    if (copy_wait(p, cause, what))
+        copy_again(p);
 }
 
 void copy_went_well(struct copy *p)

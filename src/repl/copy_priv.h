@@ -30,6 +30,8 @@ struct page {
     struct cursor end; /* behind its last row */
     size_t bytes;      /* of room */
     struct sink_call *write; /* NULL: not sent, or written */
+    uint64_t sent;     /* rows of it on the target already */
+    uint64_t piece;    /* rows that are under way */
     bool written;
 };
 
@@ -57,6 +59,7 @@ struct copy {
     bool as_it_is;             /* the careful way gave nothing */
     TAILQ_HEAD(, page) pages;
     size_t n_pages, width;     /* width: of them may be under way to the target */
+    uint64_t piece, most;      /* rows of one request; most that the target ever takes. 0: a whole page */
     struct rows_call *query;
     bool loading, loaded_by_us;
     struct end_of_shard *ends;
@@ -73,6 +76,8 @@ struct copy {
 
 /* Does what can be done now. */
 void copy_step(struct copy *p);
+/* RETRY: goes on later; false: the task stops. */
+bool copy_wait(struct copy *p, const struct err *cause, const char *what);
 /* RETRY: reads again from what is written, later. Else the task stops. what: "reading". */
 void copy_fail(struct copy *p, const struct err *cause, const char *what);
 void copy_went_well(struct copy *p);

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "repl/copy_priv.h"
 
+#define FULL_PAGE_ROWS 16384 /* the source tells no more at a time */
 #define SAVE_MS 1000
 #define TELL_MS 10000
 
@@ -60,15 +61,47 @@ static void pass_written(struct copy *p)
     save(p);
 }
 
+static uint64_t least_of(uint64_t rows, uint64_t limit)
+{
+    return limit && limit < rows ? limit : rows;
+}
+
+/* What the target does not take it may take in smaller pieces: at once when it was too large, else after a wait. */
+static bool refused(struct copy *p, const struct page *g, const struct err *err)
+{
+    uint64_t half = g->piece / 2;
+
+    if (err->code == ERR_TOO_LARGE && half) {
+        p->most = half;
+        copy_step(p);
+        return true;
+    }
+    if (err->code != ERR_LIMIT)
+        return false;
+    p->piece = half ? half : 1;
+    p->width = 1;
+    (void)copy_wait(p, err, "writing");
+    return true;
+}
+
+static void piece_grows(struct copy *p)
+{
+    if (p->piece)
+        p->piece += p->piece / 16 + 1;
+    if (p->piece > FULL_PAGE_ROWS)
+        p->piece = 0;
+}
+
 static void on_written(void *arg, const struct err *err, bool doubt, const char *target_pos)
 {
     struct page *g = arg;
     struct copy *p = g->copy;
     struct coll *c = p->coll;
 
-    (void)doubt; /* an Upsert can be repeated */
     (void)target_pos;
     g->write = NULL;
+    if (err && !doubt && !p->again && refused(p, g, err))
+        return;
     if (err) {
         p->width = 1;
         coll_unverify(c);
@@ -77,10 +110,12 @@ static void on_written(void *arg, const struct err *err, bool doubt, const char 
     }
     copy_went_well(p);
     task_count_call(c->task, "Upsert");
-    coll_count(c, true, false, msg_columns_rows(g->columns));
+    coll_count(c, true, false, g->piece);
     if (p->width < COPY_PAGES)
         p->width++;
-    g->written = true;
+    piece_grows(p);
+    g->sent += g->piece;
+    g->written = g->sent == msg_columns_rows(g->columns);
     if (!p->again) /* else pages between are gone */
         pass_written(p);
     copy_step(p);
@@ -93,19 +128,39 @@ static const char *part_name(struct coll *c, int64_t id)
     return p ? p->name : "";
 }
 
-static void send_page(struct copy *p, struct page *g)
+/* The page's next rows, encoded. NULL: it cannot be divided. */
+static struct evbuffer *piece_body(const struct page *g)
+{
+    bool all = g->piece == msg_columns_rows(g->columns);
+    struct msg_columns *cut = all ? NULL : msg_columns_cut(g->columns, g->sent, g->sent + g->piece);
+    struct evbuffer *body = all || cut ? evbuffer_new() : NULL;
+
+    if (body)
+        msg_columns_write(cut ? cut : g->columns, body);
+    msg_columns_free(cut);
+    return body;
+}
+
+static void send_piece(struct copy *p, struct page *g)
 {
     struct coll *c = p->coll;
     struct sink *sink = c->task->o.hub->sink;
-    struct evbuffer *body = evbuffer_new();
+    struct evbuffer *body;
+    struct err err;
 
-    msg_columns_write(g->columns, body);
+    g->piece = least_of(least_of(msg_columns_rows(g->columns) - g->sent, p->piece), p->most);
+    body = piece_body(g);
+    if (!body) {
+        err_set(&err, ERR_PROTO, ERRC_DATA, "a page of rows cannot be divided: a column has another number of values");
+        (void)copy_wait(p, &err, "writing");
+        return;
+    }
     g->write = sink->ops->write(sink,
                                 &(struct sink_write){.kind = SINK_UPSERT,
                                                      .db = c->dst_db,
                                                      .collection = c->dst_name,
                                                      .partition = part_name(c, g->end.part),
-                                                     .rows = msg_columns_rows(g->columns),
+                                                     .rows = g->piece,
                                                      .body = body},
                                 on_written, g);
     evbuffer_free(body);
@@ -125,7 +180,7 @@ void copy_write(struct copy *p)
             continue;
         }
         if (!g->write && open < p->width)
-            send_page(p, g);
+            send_piece(p, g);
         open += g->write != NULL;
     }
     pass_written(p);

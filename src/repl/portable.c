@@ -52,7 +52,9 @@ static bool row_joins(const struct request *r, const struct item *it)
 {
     if (!r->coll)
         return true;
-    if (it->coll != r->coll || kind_of(it) != r->kind || r->kind == SINK_UPSERT || r->bytes >= r->tchan->hub->batch_bytes)
+    if (it->coll != r->coll || kind_of(it) != r->kind || r->kind == SINK_UPSERT)
+        return false;
+    if (r->bytes >= r->tchan->batch_bytes || r->bytes + it->len > r->tchan->most_bytes)
         return false;
     if (r->keys && msg_keys_count(r->keys) + it->head.num_rows > MAX_KEYS)
         return false;
@@ -88,7 +90,7 @@ static int row_add(struct request *r, struct item *it)
         return -1;
     }
     if (first) {
-        r->coll = it->coll;
+        r->coll = coll_ref(it->coll);
         r->kind = kind_of(it);
         r->partition = xstrdup(partition_of(it));
     }
@@ -121,17 +123,30 @@ static bool commute(const struct request *a, const struct request *b)
     return a->kind == b->kind && a->kind != SINK_UPSERT;
 }
 
-bool portable_may_send(const struct tchan *tc, const struct request *next)
+size_t portable_calls(const struct tchan *tc)
 {
     const struct request *r;
     size_t calls = 0;
 
-    TAILQ_FOREACH(r, &tc->flying, entry) {
+    TAILQ_FOREACH(r, &tc->flying, entry)
+        calls += r->call != NULL;
+    return calls;
+}
+
+bool portable_call_free(const struct tchan *tc)
+{
+    return portable_calls(tc) < MAX_CALLS;
+}
+
+bool portable_may_send(const struct tchan *tc, const struct request *next)
+{
+    const struct request *r;
+
+    TAILQ_FOREACH(r, &tc->flying, entry)
         if (!commute(r, next))
             return false;
-        calls += r->call != NULL;
-    }
-    return calls < MAX_CALLS && (calls == 0 || tc->flying_bytes + next->bytes <= tc->hub->flight_bytes);
+    return portable_call_free(tc) &&
+           (portable_calls(tc) == 0 || tc->flying_bytes + next->bytes <= tc->hub->flight_bytes);
 }
 
 struct sink_call *portable_send(struct request *r, sink_batch_fn done)
@@ -144,6 +159,7 @@ struct sink_call *portable_send(struct request *r, sink_batch_fn done)
                            .rows = r->rows,
                            .body = r->msgs};
 
+    evbuffer_drain(r->msgs, evbuffer_get_length(r->msgs)); /* of a call before */
     if (r->keys)
         msg_keys_write(r->keys, r->msgs);
     else
@@ -151,9 +167,118 @@ struct sink_call *portable_send(struct request *r, sink_batch_fn done)
     return s->ops->write(s, &w, done, r);
 }
 
-void portable_free(struct request *r)
+/* ---- dividing ------------------------------------------------------------------------------------- */
+
+static void drop_rows(struct request *r)
 {
     msg_columns_free(r->columns);
     msg_keys_free(r->keys);
+    r->columns = NULL;
+    r->keys = NULL;
+    r->rows = r->bytes = 0;
+}
+
+static size_t rows_bytes(const struct request *r)
+{
+    return r->keys ? msg_keys_bytes(r->keys) : r->columns ? msg_columns_bytes(r->columns) : 0;
+}
+
+/* In the place of those that it has. */
+static void set_rows(struct request *r, struct msg_columns *take_columns, struct msg_keys *take_keys, uint64_t rows)
+{
+    drop_rows(r);
+    r->columns = take_columns;
+    r->keys = take_keys;
+    r->rows = rows;
+    r->bytes = rows_bytes(r);
+}
+
+/* Its messages once more; those of what was dropped meanwhile are nobody's. */
+static void fill_again(struct request *r)
+{
+    const struct item *it;
+
+    drop_rows(r);
+    TAILQ_FOREACH(it, &r->items, entry) {
+        if (it->kind != ITEM_ROWS || !row_wanted(it))
+            continue;
+        if (row_append(r, it, NULL))
+            abort(); /* they were joined before */
+        r->rows += it->head.num_rows;
+    }
+    r->bytes = rows_bytes(r);
+}
+
+static size_t messages_of(const struct request *r)
+{
+    const struct item *it;
+    size_t n = 0;
+
+    TAILQ_FOREACH(it, &r->items, entry)
+        n += it->kind == ITEM_ROWS && row_wanted(it);
+    return n;
+}
+
+static void split_messages(struct request *part, struct request *r, size_t n)
+{
+    while (n > 0) {
+        struct item *it = TAILQ_FIRST(&r->items);
+
+        TAILQ_REMOVE(&r->items, it, entry);
+        TAILQ_INSERT_TAIL(&part->items, it, entry);
+        n -= it->kind == ITEM_ROWS && row_wanted(it);
+    }
+    request_divide(part, r);
+    fill_again(part);
+    fill_again(r);
+}
+
+/* False: its columns cannot be divided. */
+static bool split_rows(struct request *part, struct request *r)
+{
+    uint64_t half = r->rows / 2;
+
+    if (r->keys) {
+        set_rows(part, NULL, msg_keys_cut(r->keys, 0, half), half);
+        set_rows(r, NULL, msg_keys_cut(r->keys, half, r->rows), r->rows - half);
+    } else {
+        struct msg_columns *a = msg_columns_cut(r->columns, 0, half), *b = msg_columns_cut(r->columns, half, r->rows);
+        if (!a || !b) {
+            msg_columns_free(a);
+            msg_columns_free(b);
+            return false;
+        }
+        set_rows(part, a, NULL, half);
+        set_rows(r, b, NULL, r->rows - half);
+    }
+    request_divide(part, r);
+    return true;
+}
+
+struct request *portable_split(struct request *r)
+{
+    size_t messages = messages_of(r);
+    struct request *part;
+
+    if (r->rows < 2)
+        return NULL;
+    part = request_new(r->tchan);
+    part->coll = coll_ref(r->coll);
+    part->kind = r->kind;
+    part->partition = xstrdup(r->partition);
+    if (messages > 1) {
+        split_messages(part, r, messages / 2);
+    } else if (!split_rows(part, r)) {
+        request_free(part);
+        return NULL;
+    }
+    return part;
+}
+
+void portable_free(struct request *r)
+{
+    drop_rows(r);
     free(r->partition);
+    if (r->coll)
+        coll_unref(r->coll);
 }

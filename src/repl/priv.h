@@ -183,6 +183,7 @@ struct request {
     uint64_t promise;          /* a tick that may be sent once this and all before it are confirmed, 0: none */
     bool alone;                /* tick is its own promise: sent only when nothing is in flight */
     bool answered;             /* waits for the answers of those before it */
+    bool waiting;              /* portable: to be sent, or sent again after a refusal (refused.c) */
     char *target_pos;          /* answered: as the target told it */
     uint64_t sent_us;
     size_t bytes;
@@ -191,7 +192,7 @@ struct request {
     size_t n_noted;
     bool failed;               /* an intent was refused: never send */
     /* portable (portable.c): the one call that it makes */
-    struct coll *coll;         /* an item holds the reference; NULL: nothing for the target */
+    struct coll *coll;         /* counted; NULL: nothing for the target */
     enum sink_write_kind kind;
     char *partition;
     uint64_t rows;
@@ -210,6 +211,8 @@ struct tchan {
     struct link_list links;
     struct request_list flying; /* sent, in this order; each is confirmed after those before it */
     size_t flying_bytes;
+    size_t batch_bytes;        /* of one request: the hub's, less while the target refuses (refused.c) */
+    size_t most_bytes;         /* more in one request it never takes */
     struct request *next;      /* built, and perhaps noted */
     struct pace pace;
     uint64_t pace_gen;         /* connection that pace speaks of */
@@ -268,8 +271,12 @@ void request_forget(struct request *r, const struct link *l);
 void request_take_items(struct tchan *tc, struct request *r);
 /* One item, whose time on the target is tt. */
 void request_take(struct request *r, struct item *it, uint64_t tt);
-/* Has its collection been checked on this connection? If not, that begins. */
+/* Was the collection checked on this connection? If not, that begins. */
+bool tchan_coll_checked(const struct tchan *tc, struct coll *c);
+/* The same for the item's. */
 bool item_checked(struct tchan *tc, struct item *it);
+/* part gets the ranges of its items, and r those of what is left; without items part gets r's, and confirms nothing. */
+void request_divide(struct request *part, struct request *r);
 /* False: its collection or shard is gone, and nobody needs it. */
 bool item_wanted(const struct item *it);
 /* Notes its ranges and its tick; tchan_kick() follows when all is durable. */
@@ -281,9 +288,27 @@ void request_note(struct tchan *tc, struct request *r);
 void portable_take_items(struct tchan *tc, struct request *r);
 /* May it be under way together with what is? */
 bool portable_may_send(const struct tchan *tc, const struct request *next);
-/* r has rows. done gets r. */
+/* r has rows. done gets r. May be called again after its answer. */
 struct sink_call *portable_send(struct request *r, sink_batch_fn done);
+/* Calls under way. */
+size_t portable_calls(const struct tchan *tc);
+/* May one more be sent? */
+bool portable_call_free(const struct tchan *tc);
+/* Some of its messages, or some rows of its only one, in a request of their own, to be sent before or beside it; NULL: it is
+ * one row. */
+struct request *portable_split(struct request *r);
 void portable_free(struct request *r);
+
+/* refused.c */
+
+/* A request that the target did not take, and wrote nothing of: true when it waits to be sent again. */
+bool refused_hold(struct request *r, const struct err *err);
+/* Divides what waits as far as the target's limits, known so far, ask for. */
+void refused_fit(struct tchan *tc);
+/* Sends what waits, as far as calls are free; true: nothing waits any more. */
+bool refused_send(struct tchan *tc, sink_batch_fn done);
+/* After a request that was confirmed: batches grow again. */
+void refused_recover(struct tchan *tc);
 
 static inline uint64_t max_tt(uint64_t a, uint64_t b)
 {
@@ -314,6 +339,8 @@ void tchan_unqueue(struct tchan *tc, struct link *l);
 /* Is a message of the collection in a request that is not answered yet? */
 bool tchan_carries(const struct tchan *tc, const struct coll *c);
 bool tchan_flying_with(const struct tchan *tc, const struct link *l);
+/* Requests with messages of the link that only wait to be sent (refused.c) are dropped: these are read again. */
+void tchan_drop_waiting(struct tchan *tc, const struct link *l);
 /* Takes back a request that was built and not sent, if the link is in it; all its streams are reset. */
 void tchan_discard_next_with(struct tchan *tc, const struct link *l);
 void tchan_keep(struct tchan *tc, struct store *store, const char *task_id);

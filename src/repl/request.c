@@ -123,13 +123,11 @@ static uint64_t item_new_time(struct tchan *tc, struct item *it)
     return l->retimed_tt;
 }
 
-/* May the item be sent now?  Its collection must have been checked on this connection (target.md 3.1: a wrong channel name
- * takes the target down for good), and nobody else may be writing rows of it. */
-bool item_checked(struct tchan *tc, struct item *it)
+/* May rows of it be sent now?  It must have been checked on this connection (target.md 3.1: a wrong channel name takes the
+ * target down for good), and nobody else may be writing rows of it. */
+bool tchan_coll_checked(const struct tchan *tc, struct coll *c)
 {
-    struct coll *c = it->coll;
-
-    if (it->kind == ITEM_TICK || c->state == COLL_GONE)
+    if (c->state == COLL_GONE)
         return true;
     if (c->held)
         return false;
@@ -138,6 +136,11 @@ bool item_checked(struct tchan *tc, struct item *it)
     coll_unverify(c);
     coll_kick(c);
     return false;
+}
+
+bool item_checked(struct tchan *tc, struct item *it)
+{
+    return it->kind == ITEM_TICK || tchan_coll_checked(tc, it->coll);
 }
 
 /* A message made by us or repeated needs an id of its own (hub_new_msg_id). An Insert that may be there already is
@@ -259,6 +262,63 @@ void request_take(struct request *r, struct item *it, uint64_t tt)
     range_add(request_range(r, it->link), it, tt);
     tchan_unqueue_item(r->tchan, it);
     TAILQ_INSERT_TAIL(&r->items, it, entry);
+}
+
+static struct req_range *range_of(struct req_range *ranges, size_t n, const struct link *l)
+{
+    for (size_t i = 0; i < n; i++)
+        if (ranges[i].link == l)
+            return &ranges[i];
+    return NULL;
+}
+
+static void ranges_again(struct request *r, struct req_range *old, size_t n_old)
+{
+    const struct item *it;
+
+    TAILQ_FOREACH(it, &r->items, entry)
+        if (it->link)
+            range_add(request_range(r, it->link), it, it->tt);
+    for (size_t i = 0; i < r->n_ranges; i++) {
+        const struct req_range *was = range_of(old, n_old, r->ranges[i].link);
+        r->ranges[i].maybe_before = was->maybe_before;
+        r->ranges[i].note = was->note;
+        r->ranges[i].voided = was->voided;
+    }
+}
+
+/* When it fails, its links must read again. */
+static void ranges_of_rows(struct request *part, const struct request *r)
+{
+    for (size_t i = 0; i < r->n_ranges; i++) {
+        const struct req_range *was = &r->ranges[i];
+        if (!was->link || !was->has_rows)
+            continue;
+        *request_range(part, was->link) = (struct req_range){.link = was->link,
+                                                             .doubt = was->doubt,
+                                                             .maybe_before = was->maybe_before,
+                                                             .max_tt = was->max_tt,
+                                                             .has_rows = true,
+                                                             .bare = was->bare,
+                                                             .note = was->note,
+                                                             .voided = was->voided};
+    }
+}
+
+void request_divide(struct request *part, struct request *r)
+{
+    struct req_range *old = r->ranges;
+    size_t n_old = r->n_ranges;
+
+    if (TAILQ_EMPTY(&part->items)) {
+        ranges_of_rows(part, r);
+        return;
+    }
+    r->ranges = NULL;
+    r->n_ranges = r->cap_ranges = 0;
+    ranges_again(part, old, n_old);
+    ranges_again(r, old, n_old);
+    free(old);
 }
 
 void request_take_items(struct tchan *tc, struct request *r)

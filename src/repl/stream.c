@@ -212,8 +212,10 @@ void stream_reset(struct stream *s)
     stream_close_reader(s);
     LIST_FOREACH(l, &s->links, of_stream)
         link_reset(l);
-    LIST_FOREACH(l, &s->links, of_stream)
+    LIST_FOREACH(l, &s->links, of_stream) {
         tchan_discard_next_with(l->tchan, l);
+        tchan_drop_waiting(l->tchan, l);
+    }
     for (c = s->task->colls; c; c = c->hh.next)
         coll_stream_reset(c, s);
     timer_set(&s->reset_timer, backoff_next_ms(&s->backoff));

@@ -867,6 +867,7 @@ static void stop_reading(struct repl_task *t)
         LIST_FOREACH(l, &s->links, of_stream) {
             link_reset(l);
             tchan_discard_next_with(l->tchan, l);
+            tchan_drop_waiting(l->tchan, l);
         }
     }
     ops_close_reader(t->ops);

@@ -346,6 +346,7 @@ static void request_confirmed(struct request *r)
 
     tc->hub->confirmed++;
     tc->backoff.cur_ms = 0;
+    refused_recover(tc);
     set_text(&tc->trouble, NULL);
     if (r->tick) {
         tc->tick_sent = max_tt(tc->tick_sent, r->tick);
@@ -467,6 +468,29 @@ static void request_unsent(struct tchan *tc, struct request *r)
         tc->tick_maybe = r->maybe_before;
 }
 
+static struct request *last_waiting(const struct tchan *tc, const struct link *l)
+{
+    struct request *r;
+
+    TAILQ_FOREACH_REVERSE(r, &tc->flying, request_list, entry)
+        if (r->waiting && request_has(r, l))
+            return r;
+    return NULL;
+}
+
+void tchan_drop_waiting(struct tchan *tc, const struct link *l)
+{
+    struct request *r;
+
+    while ((r = last_waiting(tc, l))) {
+        request_unsent(tc, r);
+        void_followers(r);
+        flight_remove(tc, r);
+        fail_streams(r); /* of other links in it */
+        request_free(r);
+    }
+}
+
 /* A failed request: what it carried is read again; with doubt it will be repaired. */
 static void request_failed(struct tchan *tc, struct request *r, const struct err *err, bool doubt)
 {
@@ -544,6 +568,10 @@ static void on_answer(void *arg, const struct err *err, bool doubt, const char *
     r->call = NULL;
     if (!err || err->code != ERR_INTERNAL)
         tc->refusals = 0;
+    if (err && !doubt && refused_hold(r, err)) {
+        tchan_kick(tc);
+        return;
+    }
     if (err) {
         fail_and_wait(tc, r, err, doubt);
     } else {
@@ -590,11 +618,13 @@ static void tchan_send(struct tchan *tc)
     struct request *r = tc->next;
     struct sink *s = tc->hub->sink;
 
-    if (!may_send(tc, r))
+    if (!refused_send(tc, on_answer) || !may_send(tc, r))
         return;
     request_depart(tc, r);
     if (r->bytes && tc->hub->portable) {
-        r->call = portable_send(r, on_answer);
+        r->waiting = true;
+        refused_fit(tc);
+        (void)refused_send(tc, on_answer); /* the rest follows the answers */
     } else if (r->bytes) {
         r->call = s->ops->replicate(s, tc->name, r->begin_tt ? r->begin_tt : r->end_tt, r->end_tt, r->msgs, on_answer, r);
     } else {
@@ -647,6 +677,8 @@ struct tchan *tchan_new(struct repl_hub *h, const char *name)
     LIST_INIT(&tc->links);
     TAILQ_INIT(&tc->flying);
     tc->backoff = h->retry;
+    tc->batch_bytes = h->batch_bytes;
+    tc->most_bytes = SIZE_MAX;
     tc->tick_loaded = h->portable; /* no ticks of ours */
     tc->m_window = metric_get(METRIC_GAUGE, "milvus_cdc_target_window_bytes",
                               "bytes that may be under way to a far target, 0: one request at a time",
@@ -752,6 +784,7 @@ void tchan_detach(struct tchan *tc, struct link *l)
     struct request *r;
 
     tchan_discard_next_with(tc, l);
+    tchan_drop_waiting(tc, l);
     tchan_forget_store(tc, l->stream->task->o.store);
     tchan_unqueue(tc, l);
     TAILQ_FOREACH(r, &tc->flying, entry)

@@ -108,11 +108,14 @@ static void reader_timer(void *arg)
         r->cbs.on_batch(r->arg, batch, n, r->next == r->topic->n);
 }
 
+static unsigned n_opens;
+
 static struct wal_reader *w_open(struct wal_port *w, const char *topic, const struct wal_start *start,
                                  const struct wal_reader_cbs *cbs, void *arg)
 {
     struct wal_reader *r = xcalloc(1, sizeof(*r));
     (void)w;
+    n_opens++;
     r->topic = topic_get(topic);
     r->cbs = *cbs;
     r->arg = arg;
@@ -290,9 +293,14 @@ static void put_longs(struct pb_out *o, uint32_t tag, int64_t field_id, const ch
     pb_out_release(&fd);
 }
 
-static void put_long_field(struct pb_out *o, int64_t field_id, const char *name, int64_t v)
+/* v, v + 1, ... of n rows */
+static void put_long_field(struct pb_out *o, int64_t field_id, const char *name, int64_t v, int n)
 {
-    put_longs(o, 13, field_id, name, &v, 1);
+    int64_t values[N_KEYS];
+
+    for (int i = 0; i < n; i++)
+        values[i] = v + i;
+    put_longs(o, 13, field_id, name, values, (size_t)n);
 }
 
 static int channel_of(const struct model_coll *c, int shard)
@@ -308,10 +316,11 @@ static void put_head(struct pb_out *o, const struct model_coll *c, int shard)
     pb_out_u64(o, 8, (uint64_t)c->sc.partitions[row_part].id);
 }
 
-static void put_tts(struct pb_out *o, uint64_t tt)
+static void put_tts(struct pb_out *o, uint64_t tt, int n)
 {
     struct pb_out p = {0};
-    pb_out_varint(&p, tt);
+    for (int i = 0; i < n; i++)
+        pb_out_varint(&p, tt);
     pb_out_bytes(o, 10, p.data, p.len);
     pb_out_release(&p);
 }
@@ -322,9 +331,8 @@ static int64_t shard_key(int shard, int key)
     return 100 * shard + key;
 }
 
-static void write_insert(struct model_coll *c, int shard, int key, uint64_t tt)
+static void note_insert(struct model_coll *c, int shard, int key, uint64_t tt)
 {
-    struct pb_out o = {0};
     struct key_state *k = &c->keys[shard][key];
     size_t *n = &c->n_inserts[shard][key];
 
@@ -333,28 +341,45 @@ static void write_insert(struct model_coll *c, int shard, int key, uint64_t tt)
     c->inserts[shard][key] = xrealloc(c->inserts[shard][key], (*n + 1) * 16);
     c->inserts[shard][key][*n].insert_tt = tt;
     c->inserts[shard][key][(*n)++].value = k->value;
+}
+
+/* One message with rows of the keys from `key` on. */
+static void write_inserts(struct model_coll *c, int shard, int key, int rows, uint64_t tt)
+{
+    struct pb_out o = {0};
+    int64_t value = next_value;
+
+    for (int i = 0; i < rows; i++)
+        note_insert(c, shard, key + i, tt);
     put_base(&o, MSG_INSERT, rnd(2) ? tt : 0); /* that of an upsert has none (source.md 11 no. 2) */
     put_head(&o, c, shard);
-    put_tts(&o, tt);
-    put_long_field(&o, 101, "value", k->value);
-    put_long_field(&o, 100, "id", shard_key(shard, key));
-    pb_out_u64(&o, 14, 1);
+    put_tts(&o, tt, rows);
+    put_long_field(&o, 101, "value", value, rows);
+    put_long_field(&o, 100, "id", shard_key(shard, key), rows);
+    pb_out_u64(&o, 14, (uint64_t)rows);
     pb_out_u64(&o, 15, 1);
     window_push(channel_of(c, shard), &o);
 }
 
-static void write_delete(struct model_coll *c, int shard, int key, uint64_t tt)
+static void write_insert(struct model_coll *c, int shard, int key, uint64_t tt)
+{
+    write_inserts(c, shard, key, 1, tt);
+}
+
+static void write_deletes(struct model_coll *c, int shard, int key, int rows, uint64_t tt)
 {
     struct pb_out o = {0}, packed = {0}, arr = {0}, ids = {0};
-    size_t *n = &c->n_deletes[shard][key];
 
-    c->deletes[shard][key] = xrealloc(c->deletes[shard][key], (*n + 1) * sizeof(uint64_t));
-    c->deletes[shard][key][(*n)++] = tt;
     put_base(&o, MSG_DELETE, tt);
     put_head(&o, c, shard);
-    put_tts(&o, tt);
-    pb_out_u64(&o, 11, 1);
-    pb_out_varint(&packed, (uint64_t)shard_key(shard, key));
+    put_tts(&o, tt, rows);
+    pb_out_u64(&o, 11, (uint64_t)rows);
+    for (int i = key; i < key + rows; i++) {
+        size_t *n = &c->n_deletes[shard][i];
+        c->deletes[shard][i] = xrealloc(c->deletes[shard][i], (*n + 1) * sizeof(uint64_t));
+        c->deletes[shard][i][(*n)++] = tt;
+        pb_out_varint(&packed, (uint64_t)shard_key(shard, i));
+    }
     pb_out_bytes(&arr, 1, packed.data, packed.len);
     pb_out_bytes(&ids, 1, arr.data, arr.len);
     pb_out_bytes(&o, 12, ids.data, ids.len);
@@ -362,6 +387,11 @@ static void write_delete(struct model_coll *c, int shard, int key, uint64_t tt)
     pb_out_release(&arr);
     pb_out_release(&ids);
     window_push(channel_of(c, shard), &o);
+}
+
+static void write_delete(struct model_coll *c, int shard, int key, uint64_t tt)
+{
+    write_deletes(c, shard, key, 1, tt);
 }
 
 static uint64_t last_tick;
@@ -614,6 +644,9 @@ static size_t n_t_colls;
 static struct t_chan t_chans[N_DST];
 static uint64_t sink_gen = 1;
 static unsigned fail_percent, violations, doubts;
+static unsigned refuse_percent, refusals; /* portable: of all requests, with nothing written */
+static unsigned most_rows;                /* portable: of one request; 0: no limit */
+static unsigned upserts;                  /* portable: requests */
 
 struct sink_call {
     LIST_ENTRY(sink_call) entry;
@@ -921,10 +954,29 @@ static void call_apply(struct sink_call *call, unsigned percent)
         t_write(call->coll, call->kind, call->partition, call->rows, call->msgs);
 }
 
+/* What a Milvus with limits says before it writes anything. */
+static bool refuses(struct sink_call *call)
+{
+    struct sink_call copy = *call;
+    bool large = most_rows && call->rows > most_rows;
+    struct err err;
+
+    if (call->chan || (!large && rnd(100) >= refuse_percent))
+        return false;
+    err_set(&err, large ? ERR_TOO_LARGE : ERR_LIMIT, large ? ERRC_USER : ERRC_RETRY, "made up limit");
+    call_free(call);
+    refusals++;
+    copy.batch_done(copy.arg, &err, false, "");
+    return true;
+}
+
 static void batch_timer(void *arg)
 {
     struct sink_call *call = arg, copy = *call;
     struct err err;
+
+    if (refuses(call))
+        return;
     unsigned dice = rnd(100);
     bool ok = dice >= fail_percent, doubt = rnd(3) != 0;
 
@@ -980,6 +1032,7 @@ static struct sink_call *s_write(struct sink *s, const struct sink_write *w, sin
     call->kind = w->kind;
     call->partition = xstrdup(w->partition ? w->partition : "");
     call->rows = w->rows;
+    upserts += w->kind == SINK_UPSERT;
     call->msgs = evbuffer_new();
     evbuffer_add_buffer(call->msgs, w->body);
     call->batch_done = done;
@@ -1754,7 +1807,7 @@ static int teardown(void **state)
     timer_release(&cat_ready);
     timer_release(&cat_sync);
     timer_release(&commit_timer);
-    violations = doubts = fail_percent = 0;
+    violations = doubts = fail_percent = refuse_percent = refusals = most_rows = upserts = n_opens = 0;
     from_start = commits_hang = false;
     merged = check_text = NULL;
     given_id = start_tt = 0;
@@ -2435,6 +2488,111 @@ static void test_stop_while_nothing_can_be_stored(void **state)
                      repl_task_trouble(task) ? repl_task_trouble(task) : "none");                 \
     } while (0)
 
+static void write_many(void)
+{
+    for (int i = 0; i < 20; i++) {
+        struct model_coll *c = colls[rnd((unsigned)n_colls)];
+        int shard = (int)rnd((unsigned)c->sc.n_shards), key = (int)rnd(N_KEYS - 6);
+
+        write_deletes(c, shard, key, 6, next_tt()); /* keys are unique */
+        write_inserts(c, shard, key, 6, next_tt());
+        if (rnd(2))
+            write_tick();
+        if (rnd(3) == 0)
+            spin(4);
+    }
+}
+
+/* What the target did not take it gets again, in smaller pieces; nothing is read again for that, or counts as in doubt. */
+static void test_refused_requests(void **state)
+{
+    unsigned opens;
+
+    (void)state;
+    if (!portable)
+        skip(); /* times of a standby's rows do not wait */
+    rnd_state = 20;
+    coll_create("a", 2, 0, true);
+    coll_create("b", 1, 1, true);
+    write_tick();
+    start_and_wait();
+    write_many();
+    wait_equal();
+    opens = n_opens;
+    for (int limits = 1; limits < 4; limits++) {
+        refuse_percent = limits & 1 ? 40 : 0;
+        most_rows = limits & 2 ? 4 : 0;
+        refusals = 0;
+        write_many();
+        WAIT(refusals > 0);
+        refuse_percent = 0;
+        wait_equal();
+    }
+    assert_int_equal(n_opens, opens);
+    assert_int_equal(upserts, 0);
+    assert_int_equal(doubts, 0);
+}
+
+/* A limit that stays for hours holds up neither the end of a task, nor leaves it anything in doubt. */
+static void test_stop_while_requests_are_refused(void **state)
+{
+    uint64_t began;
+
+    (void)state;
+    if (!portable)
+        skip();
+    rnd_state = 21;
+    coll_create("a", 2, 0, true);
+    write_tick();
+    start_and_wait();
+    for (int i = 0; i < 3; i++) {
+        refuse_percent = 100;
+        refusals = 0;
+        write_many();
+        WAIT(refusals > 1);
+        assert_non_null(strstr(repl_task_trouble(task), "made up limit"));
+        began = clock_mono_ms();
+        stop_and_wait();
+        assert_in_range(clock_mono_ms() - began, 0, 500);
+        refuse_percent = 0;
+        task_crash();
+        task_make();
+        wait_equal();
+        assert_int_equal(upserts, 0);
+        assert_null(repl_task_trouble(task));
+    }
+}
+
+/* Both at a time, and the daemon dies. */
+static void test_crashes_while_requests_are_refused(void **state)
+{
+    (void)state;
+    if (!portable)
+        skip();
+    for (unsigned seed = 22; seed < 30; seed++) {
+        rnd_state = seed;
+        if (n_colls == 0) {
+            coll_create("a", 2, 0, true);
+            coll_create("b", 1, 1, true);
+            write_tick();
+            start_and_wait();
+        }
+        refuse_percent = 30;
+        fail_percent = 10;
+        most_rows = 4;
+        write_many();
+        for (int i = 0; i < 60; i++) {
+            workload_step();
+            if (rnd(3) == 0)
+                spin(4);
+        }
+        task_crash();
+        refuse_percent = fail_percent = 0;
+        task_make();
+        wait_equal();
+    }
+}
+
 /* The target has it, our record does not say so yet, and it is dropped before we come back. */
 static void test_dropped_while_it_was_made(void **state)
 {
@@ -2872,7 +3030,7 @@ static void foreign_shard(struct pb_out *o, const struct model_coll *c)
     pb_out_str(o, 2, "src-dml_0_4711v0");
     pb_out_u64(o, 7, (uint64_t)c->sc.id);
     pb_out_u64(o, 8, (uint64_t)c->sc.partitions[0].id);
-    put_tts(o, next_tt());
+    put_tts(o, next_tt(), 1);
     pb_out_u64(o, 14, 1);
 }
 
@@ -3381,6 +3539,9 @@ int main(void)
         T(test_existing_rows),
         T(test_use_start_position),
         T(test_failing_requests),
+        T(test_refused_requests),
+        T(test_stop_while_requests_are_refused),
+        T(test_crashes_while_requests_are_refused),
         T(test_upsert_around_a_tick),
         T(test_crashes),
         T(test_new_and_dropped_collections),

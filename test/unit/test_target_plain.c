@@ -677,6 +677,8 @@ static void test_plain_doubt_unless_certainly_refused(void **state)
         assert_true(o.failed);
         if (o.doubt != table[i].doubt || o.err.cls != table[i].cls || !strstr(o.err.text, table[i].text))
             fail_msg("row %zu: doubt %d, class %s: %s", i, o.doubt, err_class_name(o.err.cls), o.err.text);
+        assert_int_equal(o.err.code == ERR_TOO_LARGE,
+                         table[i].code == 1102 || (table[i].grpc && strstr(table[i].message, "larger than max")));
     }
 }
 
