@@ -27,6 +27,7 @@ struct target_options {
     /* dial_config; NULL: none. TLS is used for https, and whenever ca_path or cert_path is given. */
     const char *tls_server_name, *ca_path, *cert_path, *key_path;
     bool ignore_partition; /* partitions are not created or dropped */
+    bool leave_out;        /* TARGET_PLAIN: fields that the target's version does not know are left out */
     const char *agent; /* who writes, for the logs of whoever stands between; NULL: the program only */
     const struct fence *fence; /* borrowed, outlives the sink: while it is closed nothing is sent. NULL: none */
 };

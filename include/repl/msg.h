@@ -109,6 +109,8 @@ struct msg_columns *msg_columns_new(void); /* never NULL */
  * has a value (valid_data), which the WAL leaves out. Before the first message is added.
  */
 void msg_columns_defaults(struct msg_columns *c, const int64_t *field_ids, size_t n);
+/* Columns of these names are not taken; copied. Before the first message is added. */
+void msg_columns_without(struct msg_columns *c, char *const *names, size_t n);
 /*
  * Adds an Insert; keeps references to src. Nothing was added when it fails:
  *   ERR_PROTO (DATA)    no Insert with columns, or a column of a kind that is not known here; the text names it

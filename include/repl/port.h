@@ -279,6 +279,10 @@ struct sink_collection {
     size_t n_shards;
     struct sink_partition *partitions;
     size_t n_partitions;
+    /* Portable: the source makes its keys, and here they are plain ones; fields (and functions) that are not here. */
+    bool plain_keys;
+    char **left_out;
+    size_t n_left_out;
 };
 
 enum sink_write_kind { SINK_INSERT, SINK_UPSERT, SINK_DELETE };
@@ -352,6 +356,11 @@ struct sink_ops {
     struct sink_call *(*ensure_collection)(struct sink *s, const struct src_collection *c, const char *db,
                                            const char *name, bool allow_create, sink_collection_fn done,
                                            void *arg);
+    /*
+     * Portable mode only (NULL in a standby's sink): can a target of that version hold it? As ensure_collection() would say,
+     * without asking anybody. ERR_UNSUPPORTED (USER) names collection, field and version.
+     */
+    int (*check_collection)(struct sink *s, const struct src_collection *c, const char *version, struct err *err);
     struct sink_call *(*ensure_database)(struct sink *s, const char *db, uint64_t tt, sink_done_fn done,
                                          void *arg);
     /* tt: the source's time of the operation. Absent objects are success. */

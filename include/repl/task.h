@@ -57,6 +57,7 @@ struct repl_task_options {
     size_t task_bytes;               /* limit of bytes held for this task */
     const char *replicate_chan;      /* the source's replicate channel */
     bool ignore_partition;
+    const char *target_version;      /* at the first start, portable: what it cannot hold is refused. NULL: not asked */
     struct rows_port *rows;          /* of the source, for a snapshot; NULL: there is none */
     struct repl_copy_room *copy_room; /* borrowed */
     bool load_for_snapshot;          /* a collection that is not loaded may be, for the time of its copy */
@@ -119,6 +120,17 @@ struct repl_copying {
 bool repl_task_copying(const struct repl_task *t, struct repl_copying *ret);
 /* The same from stored records of a task that does not run here. */
 void repl_stored_copying(const struct repl_collection_rec *colls, size_t n_colls, struct repl_copying *ret);
+
+/* What is not the same on the target, of one collection (portable; names are the source's). */
+struct repl_note {
+    const char *db, *name;
+    bool plain_keys;       /* the source makes its keys, and they are plain ones there */
+    bool equal_keys;       /* keys that are not unique on the source, as its copy saw: one row each */
+    char *const *left_out; /* fields and functions that are not there */
+    size_t n_left_out;
+};
+/* For each that has something to tell. */
+void repl_task_notes(const struct repl_task *t, void (*fn)(void *arg, const struct repl_note *n), void *arg);
 
 /* Progress of one collection on one source channel, for the position request. */
 struct repl_progress {

@@ -69,6 +69,7 @@ struct task_spec {
     uint64_t start_tt;
     bool load_for_snapshot;
     bool accept_gap; /* of what the start needs, some may be gone from the queue */
+    bool leave_out_unknown; /* fields that the target's version does not know (portable) */
     /* selection */
     struct spec_collection *collections;
     size_t n_collections;

@@ -38,7 +38,7 @@ static uint64_t sink_generation(struct sink *s)
 
 static const struct sink_ops ops[] = {
     [TARGET_STANDBY] = {COMMON_OPS, .replicate = target_replicate},
-    [TARGET_PLAIN] = {COMMON_OPS, .write = target_write},
+    [TARGET_PLAIN] = {COMMON_OPS, .check_collection = target_check_collection, .write = target_write},
 };
 
 struct sink *target_open(struct loop *l, const struct target_options *o, struct err *err)
@@ -57,6 +57,7 @@ struct sink *target_open(struct loop *l, const struct target_options *o, struct 
     t->grpc = grpc;
     t->address = address;
     t->ignore_partition = o->ignore_partition;
+    t->leave_out = o->leave_out;
     LIST_INIT(&t->calls);
     TAILQ_INIT(&t->turns);
     return &t->sink;

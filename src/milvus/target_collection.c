@@ -28,7 +28,8 @@ struct ensure {
     size_t n_shards;    /* of the source */
     int64_t source_id;
     struct sink_shard *source_shards; /* plain: until they are the answer's */
-    Pb__CollectionSchema *schema; /* the source's; NULL: not known any more, only shards are compared */
+    struct left_out left_out;     /* the target has no such fields, and need not */
+    Pb__CollectionSchema *schema; /* the source's, without those; NULL: not known any more, only shards are compared */
     bool partition_key;
     Pb__CreateCollectionRequest req; /* borrows from here and below */
     struct replicate_base base;
@@ -55,7 +56,7 @@ static void free_result(struct ensure *e)
     for (size_t i = 0; i < e->result.n_partitions; i++)
         free(e->result.partitions[i].name);
     free(e->result.partitions);
-    e->result = (struct sink_collection){0};
+    e->result = (struct sink_collection){.plain_keys = e->result.plain_keys};
 }
 
 static void ensure_release(struct sink_call *c)
@@ -63,6 +64,7 @@ static void ensure_release(struct sink_call *c)
     struct ensure *e = ensure_of(c);
 
     free_result(e);
+    left_out_release(&e->left_out);
     target_shards_free(e->source_shards, e->source_shards ? e->n_shards : 0);
     for (size_t i = 0; i < e->n_partitions; i++)
         free(e->partitions[i]);
@@ -238,6 +240,8 @@ static void on_partition_created(struct sink_call *c, const struct answer *a)
 
 static void ensure_finish(struct ensure *e)
 {
+    e->result.left_out = e->left_out.names;
+    e->result.n_left_out = e->left_out.n;
     call_end(&e->call);
     e->done(e->arg, NULL, &e->result);
 }
@@ -369,6 +373,11 @@ static void collection_absent(struct ensure *e, const struct answer *a)
     }
 }
 
+static struct left_out *may_leave_out(struct ensure *e)
+{
+    return e->call.target->leave_out ? &e->left_out : NULL;
+}
+
 /* What the target does not know it leaves out in silence. */
 static int compare_schema(struct ensure *e, const Pb__CollectionSchema *target, struct err *err)
 {
@@ -377,7 +386,7 @@ static int compare_schema(struct ensure *e, const Pb__CollectionSchema *target, 
 
     if (!e->schema)
         return 0;
-    rc = is_plain(e) ? target_schema_compare_plain(e->schema, target, &cause)
+    rc = is_plain(e) ? target_schema_compare_plain(e->schema, target, may_leave_out(e), &cause)
                      : target_schema_compare(e->schema, target, &cause);
     if (!rc)
         return 0;
@@ -465,16 +474,26 @@ static void describe(struct sink_call *c)
     call_send(c, "DescribeCollection", ANSWER_FIELD_1, e->db, &req.base, on_described);
 }
 
-/* What this version cannot hold is refused before anything is made. */
+static void encode_schema(struct ensure *e)
+{
+    e->req.schema.len = pb__collection_schema__get_packed_size(e->schema);
+    e->req.schema.data = e->schema_bytes = xmalloc(e->req.schema.len + 1);
+    pb__collection_schema__pack(e->schema, e->schema_bytes);
+}
+
+/* What this version cannot hold is refused (or left out) before anything is made. */
 static void check_version(struct sink_call *c)
 {
     struct ensure *e = ensure_of(c);
     struct err err;
 
-    if (e->schema && target_schema_check_version(e->schema, c->target->version, &err))
+    if (e->schema && target_features_fit(e->schema, c->target->version, may_leave_out(e), &err)) {
         ensure_refuse(e, &err);
-    else
-        describe(c);
+        return;
+    }
+    if (e->schema)
+        encode_schema(e);
+    describe(c);
 }
 
 static void on_version(struct sink_call *c, const struct answer *a)
@@ -504,40 +523,38 @@ static void ask_version(struct sink_call *c)
 
 /* ---- what the source has: copied, the catalog changes while we ask ---------------------------- */
 
-/* The source's keys are kept: none is made there. */
-static void without_auto_id(Pb__CollectionSchema *s)
+/* The source's keys are kept: none is made there. True: the source makes them. */
+static bool without_auto_id(Pb__CollectionSchema *s)
 {
+    bool made = s->auto_id;
+
     s->auto_id = false;
-    for (size_t i = 0; i < s->n_fields; i++)
+    for (size_t i = 0; i < s->n_fields; i++) {
+        made |= s->fields[i]->auto_id;
         s->fields[i]->auto_id = false;
+    }
+    return made;
 }
 
 static int take_schema(struct ensure *e, const struct src_collection *c, struct err *err)
 {
     uint8_t *data;
     size_t len;
-    int rc;
 
     catalog_user_schema(c, &data, &len);
-    rc = is_plain(e) ? target_schema_check_functions(data, len, err) : 0;
     e->schema = pb__collection_schema__unpack(NULL, len, data);
     free(data);
-    if (rc)
-        return err_wrap(err, "collection %s.%s", c->db_name, c->name);
     if (!e->schema)
         return err_set(err, ERR_PROTO, ERRC_DATA, "collection %s.%s: its schema cannot be parsed", c->db_name,
                        c->name);
-    if (is_plain(e) && target_schema_check_types(e->schema, err))
-        return err_wrap(err, "collection %s.%s", c->db_name, c->name);
     e->partition_key = target_schema_has_partition_key(e->schema);
     if (e->schema->name != protobuf_c_empty_string)
         free(e->schema->name);
     e->schema->name = xstrdup(e->name); /* must equal collection_name */
     if (is_plain(e))
-        without_auto_id(e->schema);
-    e->req.schema.len = pb__collection_schema__get_packed_size(e->schema);
-    e->req.schema.data = e->schema_bytes = xmalloc(e->req.schema.len + 1);
-    pb__collection_schema__pack(e->schema, e->schema_bytes);
+        e->result.plain_keys = without_auto_id(e->schema);
+    else
+        encode_schema(e);
     return 0;
 }
 

@@ -132,7 +132,7 @@ void target_set_version(struct target *t, const char *version)
     free(t->version);
     t->version = xstrdup(version);
     t->version_gen = grpc_client_generation(t->grpc);
-    t->lite = strncmp(version, "milvus_lite", 11) == 0;
+    t->lite = target_version_is_lite(version);
 }
 
 /* ---- answers ---------------------------------------------------------------------------------- */

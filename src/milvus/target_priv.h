@@ -66,6 +66,7 @@ struct target {
     bool is_source; /* of rows.c */
     char *version;        /* plain: as the target calls itself, "" when it does not tell */
     uint64_t version_gen; /* the connection that told it; 0: not asked yet */
+    bool leave_out;       /* plain: what the target's version does not know is left out */
     bool lite;            /* Milvus Lite: calls go one after another (target_conn.c) */
     bool closing;
     unsigned under_way;   /* RPCs */
@@ -167,6 +168,25 @@ static inline char *pb_str(const char *s)
     return (char *)(uintptr_t)s;
 }
 
+/* ---- target_features.c: pure ---- */
+
+/* Names of fields and functions that are on the source only. */
+struct left_out {
+    char **names;
+    size_t n;
+};
+void left_out_add(struct left_out *l, const char *name); /* once */
+bool left_out_has(const struct left_out *l, const char *name);
+void left_out_release(struct left_out *l);
+
+bool target_version_is_lite(const char *version);
+/*
+ * Can a target of that version ("": not known) hold what the schema describes, and can the public API write it?
+ * ERR_UNSUPPORTED (USER) names the field and the version. With out (not NULL) such fields and functions are taken out of
+ * the schema, and named there; keys and the only vector cannot be.
+ */
+int target_features_fit(Pb__CollectionSchema *s, const char *version, struct left_out *out, struct err *err);
+
 /* ---- target_schema.c: pure ---- */
 
 /*
@@ -176,21 +196,15 @@ static inline char *pb_str(const char *s)
 int target_schema_compare(const Pb__CollectionSchema *source, const Pb__CollectionSchema *target, struct err *err);
 /*
  * The same for a plain target, where the source's schema has autoID off: fields by name in any order, since rows carry the
- * names, and the target's key must not be made there.
+ * names, and the target's key must not be made there. out, when not NULL, gets the fields that the target does not have.
  */
 int target_schema_compare_plain(const Pb__CollectionSchema *source, const Pb__CollectionSchema *target,
-                                struct err *err);
-/* A function that the source has run already when it writes the row: its output cannot be written again. ERR_UNSUPPORTED
- * (USER) names it. schema: encoded. */
-int target_schema_check_functions(const uint8_t *schema, size_t len, struct err *err);
-/* Kinds of fields whose values the WAL has in another form than the public API takes (geometry, times, structs), or that
- * are not known here: ERR_UNSUPPORTED (USER) names the field. */
-int target_schema_check_types(const Pb__CollectionSchema *s, struct err *err);
-/*
- * Kinds of fields that came with a later version: servers of an earlier one make the collection, but cannot write it.
- * ERR_UNSUPPORTED (USER) names field and version; a version that cannot be read ("v2.3.5-lite" can) passes.
- */
-int target_schema_check_version(const Pb__CollectionSchema *s, const char *version, struct err *err);
+                                struct left_out *out, struct err *err);
+/* "Int64", ... buf: for a number that is not known. */
+const char *target_type_name(int32_t type, char *buf, size_t size);
+/* A flag of newer versions, which our FieldSchema does not know. */
+enum { FIELD_NULLABLE = 15, FIELD_FUNCTION_OUTPUT = 16 };
+bool target_field_flag(const Pb__FieldSchema *f, uint32_t tag);
 bool target_schema_has_partition_key(const Pb__CollectionSchema *s);
 
 struct vchannel {
@@ -225,6 +239,7 @@ extern unsigned target_flush_deadline_ms;
 
 struct sink_call *target_ensure_collection(struct sink *s, const struct src_collection *c, const char *db,
                                            const char *name, bool allow_create, sink_collection_fn done, void *arg);
+int target_check_collection(struct sink *s, const struct src_collection *c, const char *version, struct err *err);
 struct sink_call *target_ensure_database(struct sink *s, const char *db, uint64_t tt, sink_done_fn done, void *arg);
 struct sink_call *target_drop_collection(struct sink *s, const char *db, const char *name, uint64_t tt,
                                          sink_done_fn done, void *arg);

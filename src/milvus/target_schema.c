@@ -10,10 +10,9 @@
 /* ---- schema ----------------------------------------------------------------------------------- */
 
 /* milvus schema.proto */
-enum { FIRST_USER_FIELD = 100, FIELD_NULLABLE = 15, FIELD_FUNCTION_OUTPUT = 16 };
-enum { SCHEMA_FUNCTIONS = 7, SCHEMA_STRUCT_ARRAYS = 9, FUNCTION_NAME = 1, FUNCTION_TYPE = 4, FUNCTION_BM25 = 1 };
+enum { FIRST_USER_FIELD = 100 };
 
-static const char *type_name(int32_t type, char *buf, size_t size)
+const char *target_type_name(int32_t type, char *buf, size_t size)
 {
     static const struct {
         int32_t type;
@@ -51,8 +50,7 @@ static const Pb__FieldSchema *next_field(const Pb__CollectionSchema *s, size_t *
     return NULL;
 }
 
-/* A flag of newer versions, which our FieldSchema does not know. */
-static bool unknown_flag(const Pb__FieldSchema *f, uint32_t tag)
+bool target_field_flag(const Pb__FieldSchema *f, uint32_t tag)
 {
     for (size_t i = 0; i < f->base.n_unknown_fields; i++) {
         const ProtobufCMessageUnknownField *u = &f->base.unknown_fields[i];
@@ -88,11 +86,11 @@ static int compare_types(const Pb__FieldSchema *s, const Pb__FieldSchema *t, str
     char a[24], b[24];
 
     if (s->data_type != t->data_type)
-        return differs(err, s->name, "the data type", type_name(s->data_type, a, sizeof(a)),
-                       type_name(t->data_type, b, sizeof(b)));
+        return differs(err, s->name, "the data type", target_type_name(s->data_type, a, sizeof(a)),
+                       target_type_name(t->data_type, b, sizeof(b)));
     if (s->element_type != t->element_type)
-        return differs(err, s->name, "the element type", type_name(s->element_type, a, sizeof(a)),
-                       type_name(t->element_type, b, sizeof(b)));
+        return differs(err, s->name, "the element type", target_type_name(s->element_type, a, sizeof(a)),
+                       target_type_name(t->element_type, b, sizeof(b)));
     return 0;
 }
 
@@ -130,7 +128,7 @@ static int compare_field(enum target_mode mode, const Pb__FieldSchema *s, const 
     if (!rc)
         rc = flag_differs(err, s->name, "partition key", s->is_partition_key, t->is_partition_key);
     if (!rc)
-        rc = flag_differs(err, s->name, "nullable", unknown_flag(s, FIELD_NULLABLE), unknown_flag(t, FIELD_NULLABLE));
+        rc = flag_differs(err, s->name, "nullable", target_field_flag(s, FIELD_NULLABLE), target_field_flag(t, FIELD_NULLABLE));
     if (!rc)
         rc = compare_params(mode, s, t, err);
     return rc;
@@ -174,8 +172,12 @@ static const Pb__FieldSchema *find_field(const Pb__CollectionSchema *s, const ch
     return NULL;
 }
 
-static int compare_field_plain(const Pb__FieldSchema *s, const Pb__FieldSchema *t, struct err *err)
+static int compare_field_plain(const Pb__FieldSchema *s, const Pb__FieldSchema *t, struct left_out *out, struct err *err)
 {
+    if (!t && out && !s->is_primary_key) {
+        left_out_add(out, s->name);
+        return 0;
+    }
     if (!t)
         return differs(err, s->name, "the field", "there", "absent");
     if (t->is_primary_key && t->auto_id)
@@ -186,7 +188,7 @@ static int compare_field_plain(const Pb__FieldSchema *s, const Pb__FieldSchema *
 }
 
 int target_schema_compare_plain(const Pb__CollectionSchema *source, const Pb__CollectionSchema *target,
-                                struct err *err)
+                                struct left_out *out, struct err *err)
 {
     const Pb__FieldSchema *f;
     size_t i = 0;
@@ -195,10 +197,10 @@ int target_schema_compare_plain(const Pb__CollectionSchema *source, const Pb__Co
     while (!rc && (f = next_field(source, &i))) {
         const Pb__FieldSchema *t = find_field(target, f->name);
 
-        rc = compare_field_plain(f, t, err);
-        if (!rc)
-            rc = flag_differs(err, f->name, "the output of a function", unknown_flag(f, FIELD_FUNCTION_OUTPUT),
-                              unknown_flag(t, FIELD_FUNCTION_OUTPUT));
+        rc = compare_field_plain(f, t, out, err);
+        if (!rc && t)
+            rc = flag_differs(err, f->name, "the output of a function", target_field_flag(f, FIELD_FUNCTION_OUTPUT),
+                              target_field_flag(t, FIELD_FUNCTION_OUTPUT));
     }
     i = 0;
     while (!rc && (f = next_field(target, &i)))
@@ -207,96 +209,6 @@ int target_schema_compare_plain(const Pb__CollectionSchema *source, const Pb__Co
     return rc ? rc
               : flag_differs(err, "$meta", "the dynamic field", source->enable_dynamic_field,
                              target->enable_dynamic_field);
-}
-
-static bool same_on_both_ways(int32_t type)
-{
-    return (type >= 1 && type <= 5) || type == 10 || type == 11 || (type >= 20 && type <= 23) || type == 25 ||
-           (type >= 100 && type <= 105);
-}
-
-static int type_unsupported(struct err *err, const char *name, const char *type)
-{
-    return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
-                   "field `%s`: %s cannot be written through the public API as the source keeps it. Exclude the "
-                   "collection or use a standby as the target",
-                   name, type);
-}
-
-int target_schema_check_types(const Pb__CollectionSchema *s, struct err *err)
-{
-    char name[24];
-
-    for (size_t i = 0; i < s->n_fields; i++)
-        if (!same_on_both_ways(s->fields[i]->data_type))
-            return type_unsupported(err, s->fields[i]->name, type_name(s->fields[i]->data_type, name, sizeof(name)));
-    for (size_t i = 0; i < s->base.n_unknown_fields; i++)
-        if (s->base.unknown_fields[i].tag == SCHEMA_STRUCT_ARRAYS)
-            return type_unsupported(err, "(array of structs)", "an array of structs");
-    return 0;
-}
-
-/* Release notes of Milvus; seen on 2.3.5, which makes all of them and writes only Float16Vector. */
-static const struct later {
-    int32_t type;
-    unsigned major, minor;
-} later_types[] = {{103, 2, 4}, {104, 2, 4}, {105, 2, 6}};
-
-static const struct later *later_type(const Pb__FieldSchema *f)
-{
-    for (size_t i = 0; i < sizeof(later_types) / sizeof(*later_types); i++)
-        if (later_types[i].type == f->data_type)
-            return &later_types[i];
-    return NULL;
-}
-
-int target_schema_check_version(const Pb__CollectionSchema *s, const char *version, struct err *err)
-{
-    unsigned major, minor;
-    char name[24];
-
-    if (sscanf(version, "%*[vV]%u.%u", &major, &minor) != 2 && sscanf(version, "%u.%u", &major, &minor) != 2)
-        return 0;
-    for (size_t i = 0; i < s->n_fields; i++) {
-        const struct later *l = later_type(s->fields[i]);
-
-        if (l && (major < l->major || (major == l->major && minor < l->minor)))
-            return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
-                           "field `%s`: %s needs Milvus %u.%u, and the target is %.40s. Exclude the collection or "
-                           "upgrade the target",
-                           s->fields[i]->name, type_name(l->type, name, sizeof(name)), l->major, l->minor, version);
-    }
-    return 0;
-}
-
-/* False: it is run after the row was written (BM25), on either side. */
-static bool runs_before_write(const struct pb_field *function, struct pb_field *ret_name)
-{
-    struct pb_scan s = pb_scan_init(function->data, function->len);
-    struct pb_field f;
-    uint64_t type = 0;
-
-    while (pb_scan_next(&s, &f) > 0) {
-        if (f.num == FUNCTION_NAME && f.wire == PB_LEN)
-            *ret_name = f;
-        if (f.num == FUNCTION_TYPE && f.wire == PB_VARINT)
-            type = f.varint;
-    }
-    return type != FUNCTION_BM25;
-}
-
-int target_schema_check_functions(const uint8_t *schema, size_t len, struct err *err)
-{
-    struct pb_scan s = pb_scan_init(schema, len);
-    struct pb_field f, name = {0};
-
-    while (pb_scan_next(&s, &f) > 0)
-        if (f.num == SCHEMA_FUNCTIONS && f.wire == PB_LEN && runs_before_write(&f, &name))
-            return err_set(err, ERR_UNSUPPORTED, ERRC_USER,
-                           "its function `%.*s` is no BM25: the source writes the function's output with each row, "
-                           "which the public API does not take. Exclude the collection or use a standby as the target",
-                           (int)(name.len < 200 ? name.len : 200), name.data ? (const char *)name.data : "");
-    return 0;
 }
 
 bool target_schema_has_partition_key(const Pb__CollectionSchema *s)

@@ -57,6 +57,16 @@ static void part_free(struct coll *c, struct part *p)
     free(p);
 }
 
+static void set_left_out(struct coll *c, char *const *names, size_t n)
+{
+    while (c->n_left_out > 0)
+        free(c->left_out[--c->n_left_out]);
+    free(c->left_out);
+    c->left_out = n ? xcalloc(n, sizeof(char *)) : NULL;
+    for (; c->n_left_out < n; c->n_left_out++)
+        c->left_out[c->n_left_out] = xstrdup(names[c->n_left_out]);
+}
+
 void coll_unref(struct coll *c)
 {
     struct part *p;
@@ -74,6 +84,7 @@ void coll_unref(struct coll *c)
     }
     free(c->shards);
     coll_rename_free(c);
+    set_left_out(c, NULL, 0);
     free(c->db);
     free(c->trouble);
     free(c);
@@ -540,6 +551,8 @@ static void on_ensured(void *arg, const struct err *err, const struct sink_colle
     if (c->creating)
         task_count_call(t, "CreateCollection");
     c->creating = false;
+    c->plain_keys = d->plain_keys;
+    set_left_out(c, d->left_out, d->n_left_out);
     if (map_shards(c, d) || check_parts(c, d))
         return;
     map_new_parts(c, t->o.catalog->ops->get(t->o.catalog, c->id), d);
@@ -955,6 +968,7 @@ struct msg_columns *coll_columns(const struct coll *c)
 
     if (sc)
         msg_columns_defaults(columns, sc->default_ids, sc->n_default_ids);
+    msg_columns_without(columns, c->left_out, c->n_left_out);
     return columns;
 }
 

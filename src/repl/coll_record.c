@@ -78,6 +78,8 @@ void coll_put(struct coll *c, struct store_batch *b)
     if (meta_record(c))
         json_object_set_new(o, "meta", json_string(meta_record(c)));
     coll_rename_put(c, o);
+    if (c->equal_keys)
+        json_object_set_new(o, "equal_keys", json_true());
     text = json_dumps(o, JSON_COMPACT);
     c->task->o.store->ops->put_collection(b, c->id, text);
     free(text);
@@ -158,6 +160,7 @@ struct coll *coll_from_record(struct repl_task *t, const struct repl_collection_
     c->pk_field_id = (int64_t)json_u64(o, "pk_field");
     c->pk_is_string = json_is_true(json_object_get(o, "pk_string"));
     c->partition_key = json_is_true(json_object_get(o, "partition_key"));
+    c->equal_keys = json_is_true(json_object_get(o, "equal_keys"));
     c->state = COLL_MAPPING;
     c->may_exist = true; /* it may have been made just before the record could say so */
     json_array_foreach(shards, i, e)

@@ -13,6 +13,7 @@
 #include "repl/priv.h"
 
 enum {
+    COPY_MAX_ROWS = 16384,    /* of a page: the source refuses more */
     COPY_PAGES = 4,           /* of one collection, the one that is read too */
     COPY_PAGE_BYTES = 4 << 20, /* of a page, about, when there is room for four of that size, or an eighth of it */
 };
@@ -55,7 +56,7 @@ struct copy {
     char *until;               /* greatest key that the page asked for may have; NULL: any */
     size_t asked_bytes;        /* room taken for the query under way */
     struct page *seen;         /* read, and not counted yet */
-    bool careful, told_equal;  /* the next page may have equal keys that hide others; that was told */
+    bool careful;              /* the next page may have equal keys that hide others */
     bool as_it_is;             /* the careful way gave nothing */
     TAILQ_HEAD(, page) pages;
     size_t n_pages, width;     /* width: of them may be under way to the target */

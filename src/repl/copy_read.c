@@ -20,7 +20,6 @@
 #include "repl/copy_priv.h"
 
 #define FIRST_ROWS 500 /* at most: what a row has is not known yet */
-#define MAX_ROWS 16384 /* the source refuses more */
 #define MAX_ANSWER (64u << 20) /* and no larger row can have been inserted */
 
 static void next_part(struct copy *p)
@@ -126,7 +125,7 @@ static void set_limit(struct copy *p)
 /* So that the next page is as large as it should be. */
 static void adapt(struct copy *p, size_t bytes, uint64_t rows)
 {
-    p->limit = between(1, (uint64_t)copy_page_bytes(p) * rows / (bytes ? bytes : 1), MAX_ROWS);
+    p->limit = between(1, (uint64_t)copy_page_bytes(p) * rows / (bytes ? bytes : 1), COPY_MAX_ROWS);
     p->max_bytes = 2 * copy_page_bytes(p);
 }
 
@@ -180,12 +179,12 @@ static void take_page(struct copy *p, bool last)
 
 static void read_carefully(struct copy *p)
 {
-    const struct coll *c = p->coll;
+    struct coll *c = p->coll;
 
-    if (!p->told_equal)
+    if (!c->equal_keys)
         log_warn("repl", "keys are not unique on the source: they are copied as one row each, and slowly",
                  KS("task", c->task->o.id), KS("db", c->db), KS("collection", c->name));
-    p->told_equal = p->careful = true;
+    c->equal_keys = p->careful = true;
     copy_drop_seen(p);
 }
 

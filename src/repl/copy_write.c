@@ -6,7 +6,6 @@
 #include "base/log.h"
 #include "repl/copy_priv.h"
 
-#define FULL_PAGE_ROWS 16384 /* the source tells no more at a time */
 #define SAVE_MS 1000
 #define TELL_MS 10000
 
@@ -88,7 +87,7 @@ static void piece_grows(struct copy *p)
 {
     if (p->piece)
         p->piece += p->piece / 16 + 1;
-    if (p->piece > FULL_PAGE_ROWS)
+    if (p->piece > COPY_MAX_ROWS)
         p->piece = 0;
 }
 

@@ -176,6 +176,22 @@ static int message_err(const struct msg_head *head, const char *why, struct err 
                    (long long)head->msg_id, (long long)head->collection_id, why);
 }
 
+/* Before anything else of it is looked at: its values may be of a kind that is not known here. */
+static bool is_left_out(const struct msg_columns *c, const uint8_t *data, size_t len)
+{
+    struct msg_column p = {0};
+    struct pb_field name;
+
+    if (c->n_without == 0 || msg_find_only(data, len, FIELD_F_NAME, PB_LEN, &name) <= 0)
+        return false;
+    p.name = name.data;
+    p.name_len = name.len;
+    for (size_t i = 0; i < c->n_without; i++)
+        if (named(&p, c->without[i]))
+            return true;
+    return false;
+}
+
 /* The pieces of a message's columns; nulls are not looked at. */
 static int scan_message(struct msg_columns *c, const struct msg_head *head, uint32_t tag, const uint8_t *data, size_t len,
                         struct err *err)
@@ -193,6 +209,8 @@ static int scan_message(struct msg_columns *c, const struct msg_head *head, uint
             continue;
         if (f.wire != PB_LEN || c->n_pieces == COLUMNS_MAX)
             return message_err(head, f.wire != PB_LEN ? "has malformed columns" : "has too many columns", err);
+        if (is_left_out(c, f.data, f.len))
+            continue;
         c->pieces = grow(c->pieces, c->n_pieces, &c->cap_pieces, sizeof(*c->pieces));
         p = &c->pieces[c->n_pieces];
         why = msg_column_scan(p, f.data, f.len);
@@ -512,6 +530,13 @@ void msg_columns_defaults(struct msg_columns *c, const int64_t *field_ids, size_
         memcpy(c->defaults, field_ids, n * sizeof(*field_ids));
 }
 
+void msg_columns_without(struct msg_columns *c, char *const *names, size_t n)
+{
+    c->without = xcalloc(n + 1, sizeof(char *));
+    for (; c->n_without < n; c->n_without++)
+        c->without[c->n_without] = xstrdup(names[c->n_without]);
+}
+
 void msg_columns_free(struct msg_columns *c)
 {
     if (!c)
@@ -525,6 +550,9 @@ void msg_columns_free(struct msg_columns *c)
         buf_unref(c->srcs[i]);
     free(c->v);
     free(c->srcs);
+    for (size_t i = 0; i < c->n_without; i++)
+        free(c->without[i]);
+    free(c->without);
     free(c->defaults);
     free(c->pieces);
     free(c);

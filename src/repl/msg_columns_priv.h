@@ -42,6 +42,8 @@ struct msg_columns {
     uint64_t rows;
     int64_t *defaults;
     size_t n_defaults;
+    char **without;
+    size_t n_without;
     struct buf **srcs; /* all that values point into */
     size_t n_srcs, cap_srcs;
     unsigned turn;

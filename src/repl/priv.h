@@ -473,6 +473,9 @@ struct coll {
     uint64_t asked_round;
     struct part *call_part;      /* whose drop call is under way */
     bool held;                   /* its messages wait: verify_repair.c writes rows of it */
+    bool plain_keys, equal_keys; /* the source makes its keys; they are not unique there (seen by its copy) */
+    char **left_out;             /* fields that the target does not have */
+    size_t n_left_out;
     struct copy *copy;           /* what it had before is not all on the target; NULL: nothing to do */
     struct meta *meta;           /* indexes and so on (meta.c); NULL: nothing known yet */
     char *former;                /* names that it had: " db.name" each; NULL: none (coll_rename.c) */

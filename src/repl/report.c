@@ -106,6 +106,18 @@ void repl_task_health(const struct repl_task *t, uint64_t now_ms, struct repl_he
     }
 }
 
+void repl_task_notes(const struct repl_task *t, void (*fn)(void *arg, const struct repl_note *n), void *arg)
+{
+    for (const struct coll *c = t->colls; c; c = c->hh.next)
+        if (c->plain_keys || c->equal_keys || c->n_left_out)
+            fn(arg, &(struct repl_note){.db = c->db,
+                                        .name = c->name,
+                                        .plain_keys = c->plain_keys,
+                                        .equal_keys = c->equal_keys,
+                                        .left_out = c->left_out,
+                                        .n_left_out = c->n_left_out});
+}
+
 void repl_task_progress(struct repl_task *t, repl_progress_fn fn, void *arg)
 {
     struct repl_ckpt ck;

@@ -123,14 +123,11 @@ static uint64_t item_new_time(struct tchan *tc, struct item *it)
     return l->retimed_tt;
 }
 
-/* May rows of it be sent now?  It must have been checked on this connection (target.md 3.1: a wrong channel name takes the
- * target down for good), and nobody else may be writing rows of it. */
+/* It must have been checked on this connection (target.md 3.1: a wrong channel name takes the target down for good). */
 bool tchan_coll_checked(const struct tchan *tc, struct coll *c)
 {
     if (c->state == COLL_GONE)
         return true;
-    if (c->held)
-        return false;
     if (c->verified_gen && c->verified_gen == tc->hub->sink->ops->generation(tc->hub->sink))
         return true;
     coll_unverify(c);
@@ -138,9 +135,12 @@ bool tchan_coll_checked(const struct tchan *tc, struct coll *c)
     return false;
 }
 
+/* May the item go into a request now? Not while somebody else writes rows of its collection. */
 bool item_checked(struct tchan *tc, struct item *it)
 {
-    return it->kind == ITEM_TICK || tchan_coll_checked(tc, it->coll);
+    if (it->kind == ITEM_TICK)
+        return true;
+    return !(it->coll->held && it->coll->state != COLL_GONE) && tchan_coll_checked(tc, it->coll);
 }
 
 /* A message made by us or repeated needs an id of its own (hub_new_msg_id). An Insert that may be there already is

@@ -448,6 +448,17 @@ static void for_each_selected(struct repl_task *t, selected_fn fn)
     }
 }
 
+/* Better a refusal now than a task that stops at its first row. */
+static void check_target(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m)
+{
+    struct err err;
+
+    (void)m;
+    if (t->o.target_version && t->o.sink->ops->check_collection &&
+        t->o.sink->ops->check_collection(t->o.sink, sc, t->o.target_version, &err))
+        task_fatal(t, &err);
+}
+
 static void want_topics(struct repl_task *t, const struct src_collection *sc, const struct repl_match *m)
 {
     for (size_t i = 0; i < sc->n_shards; i++)
@@ -744,6 +755,9 @@ static void start_step(struct repl_task *t)
         task_fatal(t, &err);
         return;
     }
+    for_each_selected(t, check_target);
+    if (t->fatal)
+        return;
     for_each_selected(t, want_topics);
     want_proof(t);
     if (!t->o.rpc_id)
@@ -990,6 +1004,7 @@ struct repl_task *repl_task_new(const struct repl_task_options *o)
     t->o = *o;
     t->o.id = xstrdup(o->id);
     t->o.replicate_chan = xstrdup(o->replicate_chan);
+    t->o.target_version = xstrdup(o->target_version);
     t->o.hub = repl_hub_ref(o->hub);
     t->loop = o->loop;
     t->made_ms = clock_mono_ms();
@@ -1047,5 +1062,6 @@ void repl_task_free(struct repl_task *t)
     repl_hub_unref(t->o.hub);
     free((char *)t->o.id);
     free((char *)t->o.replicate_chan);
+    free((char *)t->o.target_version);
     free(t);
 }

@@ -27,6 +27,35 @@ void snapshot_json(json_t *task, const struct repl_copying *c)
                                       (json_int_t)c->rows_per_s));
 }
 
+static void add_note(void *arg, const struct repl_note *n)
+{
+    json_t *o = arg, *names = json_array();
+    char *name = xasprintf("%s.%s", n->db, n->name);
+
+    for (size_t i = 0; i < n->n_left_out; i++)
+        json_array_append_new(names, json_string(n->left_out[i]));
+    if (n->plain_keys)
+        json_array_append_new(json_object_get(o, "plain_keys"), json_string(name));
+    if (n->equal_keys)
+        json_array_append_new(json_object_get(o, "equal_keys"), json_string(name));
+    if (n->n_left_out)
+        json_object_set(json_object_get(o, "left_out"), name, names);
+    json_decref(names);
+    free(name);
+}
+
+void notes_json(json_t *task, const struct repl_task *run)
+{
+    json_t *notes = json_pack("{s:[], s:[], s:{}}", "plain_keys", "equal_keys", "left_out"), *list;
+    const char *key;
+
+    repl_task_notes(run, add_note, notes);
+    json_object_foreach(notes, key, list)
+        if (json_array_size(list) || json_object_size(list))
+            json_object_set(task, key, list);
+    json_decref(notes);
+}
+
 static void req_free(struct get_req *r)
 {
     struct registry *reg = r->m->d.registry;

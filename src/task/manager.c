@@ -93,6 +93,7 @@ void manager_remove_task(struct mtask *t)
     free(t->owner);
     free(t->told);
     free(t->verify);
+    free(t->target_version);
     free(t);
 }
 
@@ -322,6 +323,7 @@ static void on_create_probed(void *arg, const struct err *err, enum target_mode 
     }
     log_info("task", "target probed", KS("task", t->id), KS("target", t->key), KS("mode", spec_mode_name(t->spec->mode)),
              KS("version", version));
+    t->target_version = xstrdup(version);
     create_store(t);
 }
 
@@ -798,6 +800,8 @@ json_t *manager_task_json(struct manager *m, const char *task_id)
     if (t->run && repl_task_copying(t->run, &copying))
         snapshot_json(o, &copying);
     verify_show(o, t);
+    if (t->run)
+        notes_json(o, t->run);
     return o;
 }
 

@@ -114,6 +114,7 @@ struct mtask {
     struct rows_port *verify_rows; /* the target's, while it is compared */
     STAILQ_HEAD(, op) ops;  /* the first one is under way */
     struct target_probe *probe;
+    char *target_version;   /* a create: what its probe was told */
     struct store *store;
     struct endpoint *endpoint;
     struct sink *own_sink;  /* for all but data, when login or options are not the endpoint's */
@@ -211,6 +212,8 @@ void get_cancel(struct manager *m, void *arg);
 void gets_free(struct manager *m);
 /* Adds what is left to copy; nothing when there is none. */
 void snapshot_json(json_t *task, const struct repl_copying *c);
+/* What is not the same on an ordinary target, by collection; nothing when there is nothing. */
+void notes_json(json_t *task, const struct repl_task *run);
 /* position.c */
 void position_cancel(struct manager *m, void *arg);
 void positions_free(struct manager *m);

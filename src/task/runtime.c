@@ -87,7 +87,8 @@ void runtime_target_options(const struct task_spec *s, struct target_options *re
                                    .cert_path = s->cert_path,
                                    .key_path = s->key_path,
                                    .mode = runtime_portable(s) ? TARGET_PLAIN : TARGET_STANDBY,
-                                   .ignore_partition = s->ignore_partition};
+                                   .ignore_partition = s->ignore_partition,
+                                   .leave_out = s->leave_out_unknown};
 }
 
 /* Who sends, and until when he may. */
@@ -102,7 +103,7 @@ static void set_holder(struct target_options *o, const struct manager *m, struct
 static char *login_text(const struct task_spec *s)
 {
     const char *const parts[] = {s->token, s->server_name, s->ca_path, s->cert_path, s->key_path};
-    char *text = xasprintf("%s %d", s->uri, s->ignore_partition);
+    char *text = xasprintf("%s %d %d", s->uri, s->ignore_partition, s->leave_out_unknown);
 
     for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {
         char *more = xasprintf("%s\n%s", text, parts[i] ? parts[i] : "");
@@ -225,6 +226,7 @@ int runtime_start(struct mtask *t, store_done_fn started, struct err *err)
         .task_bytes = cfg->task_bytes,
         .replicate_chan = cfg->replicate_chan,
         .ignore_partition = t->spec->ignore_partition,
+        .target_version = runtime_portable(t->spec) ? t->target_version : NULL,
         .rows = m->d.rows,
         .copy_room = &m->copy_room,
         .load_for_snapshot = t->spec->load_for_snapshot,

@@ -87,6 +87,7 @@ static const struct field create_fields[] = {
     {"accept_gap", FIELD_BOOL, NULL},
     {"load_for_snapshot", FIELD_BOOL, NULL},
     {"exclude", FIELD_STRINGS, NULL},
+    {"leave_out_unknown", FIELD_BOOL, NULL},
     {0},
 };
 

@@ -20,14 +20,22 @@ static int refuse(const char *text, struct err *err)
     return err_set(err, ERR_STATE, ERRC_USER, "%s", text);
 }
 
+static int check_left_out(const struct task_spec *s, struct err *err)
+{
+    bool wrong = s->leave_out_unknown && s->mode == SPEC_STANDBY;
+
+    return wrong ? err_set(err, ERR_INVALID, ERRC_USER, "leave_out_unknown is given, but a standby must have every field") : 0;
+}
+
 int spec_check_mode(struct task_spec *s, const json_t *req, struct err *err)
 {
     const char *mode = field_str(req, "mode");
 
+    s->leave_out_unknown = field_bool(req, "leave_out_unknown");
     for (size_t i = 0; *mode && i < sizeof(names) / sizeof(*names); i++)
         if (strcmp(mode, names[i]) == 0) {
             s->mode = (enum spec_mode)i;
-            return 0;
+            return check_left_out(s, err);
         }
     return *mode ? err_set(err, ERR_INVALID, ERRC_USER, "mode is %s, allowed are auto, standby and portable", mode) : 0;
 }
@@ -40,6 +48,8 @@ int spec_choose_mode(struct task_spec *s, bool standby, const char *version, str
     if (s->mode == SPEC_PORTABLE && standby)
         return refuse("the target is a standby: it refuses Insert and Delete. Create the task with mode standby, or set "
                       "common.ttMsgEnabled: true in its milvus.yaml and restart it", err);
+    if (s->leave_out_unknown && standby)
+        return refuse("leave_out_unknown is given, and the target is a standby, which must have every field", err);
     if (s->start == SPEC_SNAPSHOT && standby)
         return spec_refuse_snapshot(ERR_STATE, err);
     if (s->mode_reason)

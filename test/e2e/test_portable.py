@@ -45,6 +45,7 @@ def test_operations(to, cdc, ordinary):
     a.create_partition()
     a.put(20)
     to.equal(cdc, task, tables)
+    assert cdc.task(task)["plain_keys"] == [f"default.{auto.name}"]
     a.drop_partition()
     a.put(5)
     auto.put(5)

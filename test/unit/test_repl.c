@@ -1194,9 +1194,10 @@ static uint64_t s_generation(struct sink *s)
     return sink_gen;
 }
 #include "repl_meta.h"
-static const struct sink_ops s_ops = {s_ensure, s_db,    s_drop,   s_drop_part, s_apply,
-                                      s_replicate, s_write, s_cancel, s_generation, s_describe_meta, s_change_meta,
-                                      s_rename};
+static const struct sink_ops s_ops = {.ensure_collection = s_ensure, .ensure_database = s_db, .drop_collection = s_drop,
+                                      .drop_partition = s_drop_part, .apply_operation = s_apply, .replicate = s_replicate,
+                                      .write = s_write, .cancel = s_cancel, .generation = s_generation,
+                                      .describe_meta = s_describe_meta, .change_meta = s_change_meta, .rename_collection = s_rename};
 static struct sink sink = {&s_ops};
 
 /* ---- store ------------------------------------------------------------------------------------------------------- */

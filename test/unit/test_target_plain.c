@@ -226,7 +226,7 @@ static void test_plain_differences_are_named(void **state)
         schema_init(&source);
         schema_init(&target);
         change(&target, c);
-        rc = target_schema_compare_plain(&source.m, &target.m, &err);
+        rc = target_schema_compare_plain(&source.m, &target.m, NULL, &err);
         assert_int_equal(rc, want[c] ? ERR_STATE : 0);
         if (want[c] && (err.cls != ERRC_USER || strncmp(err.text, want[c], strlen(want[c])) != 0))
             fail_msg("not \"%s\" but: %s", want[c], err.text);
@@ -254,6 +254,23 @@ static void test_plain_what_the_target_does_not_know_is_named(void **state)
     assert_non_null(strstr(o.err.text, "upgrade the target"));
 }
 
+/* A schema that a call may take fields out of. */
+static Pb__CollectionSchema *own_schema(const struct schema *s)
+{
+    uint8_t data[2000];
+
+    return pb__collection_schema__unpack(NULL, pb__collection_schema__pack(&s->m, data), data);
+}
+
+static int fit(const struct schema *s, const char *version, struct left_out *out, struct err *err)
+{
+    Pb__CollectionSchema *m = own_schema(s);
+    int rc = target_features_fit(m, version, out, err);
+
+    pb__collection_schema__free_unpacked(m, NULL);
+    return rc;
+}
+
 static void test_plain_later_types_need_a_later_version(void **state)
 {
     static const struct {
@@ -267,21 +284,70 @@ static void test_plain_later_types_need_a_later_version(void **state)
                  {105, "v2.6.0-rc1", NULL},
                  {105, "", NULL},
                  {105, "a branch", NULL},
-                 {102, "v2.3.5", NULL}};
+                 {102, "v2.3.5", NULL},
+                 {22, "v2.2.16", "Array needs Milvus 2.3"},
+                 {100, "milvus_lite-3.2.2", "Milvus Lite has no BinaryVector"},
+                 {103, "milvus_lite", "Milvus Lite has no BFloat16Vector"},
+                 {104, "milvus_lite-3.2.2", NULL}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(table) / sizeof(*table); i++) {
         struct schema s;
         struct err err = {0};
-        int rc;
 
         schema_init(&s);
         add_field(&s, "more", table[i].type, "dim", "8");
-        rc = target_schema_check_version(&s.m, table[i].version, &err);
-        assert_int_equal(rc, table[i].text ? ERR_UNSUPPORTED : 0);
+        if (table[i].type == 22)
+            s.list[2] = s.list[4], s.m.n_fields--; /* the only array */
+        assert_int_equal(fit(&s, table[i].version, NULL, &err), table[i].text ? ERR_UNSUPPORTED : 0);
         if (table[i].text && (err.cls != ERRC_USER || !strstr(err.text, table[i].text)))
             fail_msg("row %zu: %s", i, err.text);
     }
+}
+
+static void test_plain_nullable_needs_a_later_version(void **state)
+{
+    struct err err = {0};
+    struct schema s;
+
+    (void)state;
+    schema_init(&s);
+    change(&s, NULLABLE);
+    assert_int_equal(fit(&s, "v2.3.5", NULL, &err), ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "field `txt`: nullable needs Milvus 2.5, and the target is v2.3.5"));
+    assert_int_equal(fit(&s, "v2.5.0", NULL, &err), 0);
+    assert_int_equal(fit(&s, "milvus_lite-3.2.2", NULL, &err), 0);
+}
+
+/* Keys and the only vector are needed, whatever the user allows. */
+static void test_plain_what_can_be_left_out(void **state)
+{
+    struct left_out out = {0};
+    struct err err = {0};
+    struct schema s;
+    Pb__CollectionSchema *m;
+
+    (void)state;
+    schema_init(&s);
+    add_field(&s, "sparse", 104, NULL, NULL);
+    add_field(&s, "place", 24, NULL, NULL);
+    m = own_schema(&s);
+    assert_int_equal(target_features_fit(m, "v2.3.5", &out, &err), 0);
+    assert_int_equal(out.n, 2);
+    assert_true(left_out_has(&out, "sparse") && left_out_has(&out, "place"));
+    assert_int_equal(m->n_fields, 4);
+    assert_string_equal(m->fields[3]->name, "vec");
+    pb__collection_schema__free_unpacked(m, NULL);
+    left_out_release(&out);
+    s.fields[3].data_type = 105; /* vec */
+    assert_int_equal(fit(&s, "v2.3.5", &out, &err), ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "Milvus 2."));
+    left_out_release(&out);
+    schema_init(&s);
+    s.fields[0].data_type = 24;
+    assert_int_equal(fit(&s, "v2.3.5", &out, &err), ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "field `id`: Geometry"));
+    assert_int_equal(out.n, 0);
 }
 
 static void test_plain_types_that_cannot_be_written(void **state)
@@ -300,7 +366,7 @@ static void test_plain_types_that_cannot_be_written(void **state)
 
         schema_init(&s);
         add_field(&s, "more", table[i].type, NULL, NULL);
-        assert_int_equal(target_schema_check_types(&s.m, &err), table[i].name ? ERR_UNSUPPORTED : 0);
+        assert_int_equal(fit(&s, "v3.0", NULL, &err), table[i].name ? ERR_UNSUPPORTED : 0);
         if (!table[i].name)
             continue;
         assert_int_equal(err.cls, ERRC_USER);
@@ -312,12 +378,13 @@ static void test_plain_types_that_cannot_be_written(void **state)
     s.unknown = (ProtobufCMessageUnknownField){.tag = 9, .wire_type = 2, .len = 1, .data = &s.flag};
     s.m.base.n_unknown_fields = 1;
     s.m.base.unknown_fields = &s.unknown;
-    assert_int_equal(target_schema_check_types(&s.m, NULL), ERR_UNSUPPORTED);
+    assert_int_equal(fit(&s, "v3.0", NULL, NULL), ERR_UNSUPPORTED);
     source_schema(&s, false);
     add_field(&s, "place", 24, NULL, NULL);
-    o = make_plain(&s); /* nothing is asked */
+    script_version("v2.6.0");
+    o = make_plain(&s); /* nothing else is asked */
     assert_true(o.failed && o.err.cls == ERRC_USER);
-    assert_non_null(strstr(o.err.text, "collection default.c1: field `place`: Geometry"));
+    assert_non_null(strstr(o.err.text, "collection tdb.c1: field `place`: Geometry"));
 }
 
 /* Once on each connection; a server that does not tell is taken as it is. */
@@ -356,29 +423,51 @@ static void test_plain_version_may_be_missing(void **state)
     }
 }
 
-static void add_function(struct pb_out *schema, const char *name, unsigned type)
+/* A function `name` that makes the field "vec" of schema_init(). */
+static void set_function(struct schema *s, const char *name, unsigned type, struct pb_out *keep)
 {
     struct pb_out f = {0};
 
     pb_out_str(&f, 1, name);
     pb_out_u64(&f, 4, type);
-    pb_out_bytes(schema, 7, f.data, f.len);
+    pb_out_str(&f, 7, "vec");
+    pb_out_varint(keep, f.len);
+    pb_out_raw(keep, f.data, f.len);
     pb_out_release(&f);
+    s->unknown = (ProtobufCMessageUnknownField){.tag = 7, .wire_type = 2, .len = keep->len, .data = keep->data};
+    s->m.base.n_unknown_fields = 1;
+    s->m.base.unknown_fields = &s->unknown;
 }
 
 static void test_plain_functions(void **state)
 {
-    struct pb_out schema = {0};
+    struct pb_out words = {0}, embed = {0};
+    struct left_out out = {0};
     struct err err = {0};
+    struct schema s;
+    Pb__CollectionSchema *m;
 
     (void)state;
-    add_function(&schema, "words", 1);
-    assert_int_equal(target_schema_check_functions(schema.data, schema.len, &err), 0);
-    add_function(&schema, "embed", 2);
-    assert_int_equal(target_schema_check_functions(schema.data, schema.len, &err), ERR_UNSUPPORTED);
+    schema_init(&s);
+    set_function(&s, "words", 1, &words);
+    assert_int_equal(fit(&s, "v2.5.4", NULL, &err), 0);
+    assert_int_equal(fit(&s, "v2.4.4", NULL, &err), ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "function `words`: BM25 needs Milvus 2.5"));
+    set_function(&s, "embed", 2, &embed);
+    assert_int_equal(fit(&s, "v2.6.1", NULL, &err), ERR_UNSUPPORTED);
     assert_int_equal(err.cls, ERRC_USER);
     assert_non_null(strstr(err.text, "`embed`"));
-    pb_out_release(&schema);
+    add_field(&s, "second", 101, "dim", "8");
+    m = own_schema(&s);
+    assert_int_equal(target_features_fit(m, "v2.6.1", &out, &err), 0); /* with what it makes */
+    assert_int_equal(out.n, 2);
+    assert_true(left_out_has(&out, "embed") && left_out_has(&out, "vec"));
+    assert_int_equal(m->base.n_unknown_fields, 0);
+    assert_int_equal(m->n_fields, 4);
+    pb__collection_schema__free_unpacked(m, NULL);
+    left_out_release(&out);
+    pb_out_release(&words);
+    pb_out_release(&embed);
 }
 
 static void test_plain_operations_have_no_base(void **state)
@@ -730,6 +819,8 @@ int main(void)
         cmocka_unit_test(test_plain_differences_are_named),
         cmocka_unit_test(test_plain_functions),
         cmocka_unit_test(test_plain_later_types_need_a_later_version),
+        cmocka_unit_test(test_plain_nullable_needs_a_later_version),
+        cmocka_unit_test(test_plain_what_can_be_left_out),
         on_plain(test_plain_types_that_cannot_be_written),
         on_plain(test_plain_version_is_asked_for),
         on_plain(test_plain_version_may_be_missing),
