@@ -281,6 +281,8 @@ struct outcome {
     size_t n_partitions, n_shards;
     char pos[64];
     char vchannel[64], partition[64]; /* the last ones */
+    char left_out[64];                /* with commas */
+    bool plain_keys;
     int64_t id, partition_id;
 };
 
@@ -318,6 +320,9 @@ static inline void on_collection(void *arg, const struct err *err, const struct 
     o->id = c->id;
     o->n_shards = c->n_shards;
     o->n_partitions = c->n_partitions;
+    o->plain_keys = c->plain_keys;
+    for (size_t i = 0; i < c->n_left_out; i++)
+        snprintf(o->left_out + strlen(o->left_out), sizeof(o->left_out) - strlen(o->left_out), "%s,", c->left_out[i]);
     snprintf(o->vchannel, sizeof(o->vchannel), "%s", c->shards[c->n_shards - 1].vchannel);
     if (c->n_partitions == 0)
         return;

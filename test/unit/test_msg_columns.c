@@ -173,6 +173,37 @@ static void joined_columns_are_all_rows(void **state)
     }
 }
 
+/* Also of kinds that nobody here knows. */
+static void columns_can_be_left_out(void **state)
+{
+    struct msg_columns *c = msg_columns_new();
+    Col__FieldData *m = column(&defs[0], 0, 5, true);
+    struct pb_out o = {0};
+    size_t len, len2;
+    uint8_t *text, *want;
+
+    (void)state;
+    msg_columns_without(c, (char *[]){(char *)"place", (char *)"vec"}, 2);
+    out_insert(&o, 5);
+    pb_out_bytes(&o, 13, "\x12\x05place\x1a\x03\x62\x01x", 12); /* ScalarField 12 */
+    out_message(&o, 13, &m->base);
+    protobuf_c_message_free_unpacked(&m->base, NULL);
+    m = column(def_of("vec"), 0, 5, true);
+    out_message(&o, 13, &m->base);
+    protobuf_c_message_free_unpacked(&m->base, NULL);
+    add_ok(c, take(&o));
+    text = fuzz_columns_text(c, &len);
+    msg_columns_free(c);
+    c = msg_columns_new();
+    add_ok(c, one_column(column(&defs[0], 0, 5, true), 5));
+    want = fuzz_columns_text(c, &len2);
+    assert_int_equal(len, len2);
+    assert_memory_equal(text, want, len);
+    msg_columns_free(c);
+    free(text);
+    free(want);
+}
+
 /* Rows of several messages, and rows of these again. */
 static void rows_can_be_cut_out(void **state)
 {
@@ -852,6 +883,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(joined_columns_are_all_rows),
+        cmocka_unit_test(columns_can_be_left_out),
         cmocka_unit_test(rows_can_be_cut_out),
         cmocka_unit_test(rows_that_do_not_count_are_not_cut),
         cmocka_unit_test(rows_may_all_be_null),

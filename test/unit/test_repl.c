@@ -2553,8 +2553,11 @@ static void test_stop_while_requests_are_refused(void **state)
         WAIT(refusals > 1);
         assert_non_null(strstr(repl_task_trouble(task), "made up limit"));
         began = clock_mono_ms();
-        stop_and_wait();
-        assert_in_range(clock_mono_ms() - began, 0, 500);
+        is_stopped = false;
+        repl_task_stop(task, 20000, on_stopped, NULL);
+        while (!is_stopped)
+            spin(1);
+        assert_in_range(clock_mono_ms() - began, 0, 5000);
         refuse_percent = 0;
         task_crash();
         task_make();

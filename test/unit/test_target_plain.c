@@ -407,6 +407,42 @@ static void test_plain_version_is_asked_for(void **state)
     }
 }
 
+/* At the create by the version; later by what the target's collection has, so that an upgrade changes nothing. */
+static void test_plain_fields_are_left_out(void **state)
+{
+    struct schema s, t;
+    struct outcome o;
+
+    (void)state;
+    container_of(fx.sink, struct target, sink)->leave_out = true;
+    source_schema(&s, false);
+    add_field(&s, "sparse", 104, NULL, NULL);
+    schema_init(&t);
+    script_version("v2.3.5");
+    script_status("DescribeCollection", false, 100, "collection not found");
+    script_databases();
+    script_status("CreateCollection", true, 1100, "why not");
+    o = make_plain(&s);
+    assert_true(o.failed);
+    assert_create_request(false); /* without it */
+    for (int i = 0; i < 2; i++) {
+        if (i == 1)
+            t.m.n_fields--; /* vec too */
+        script_schema(&t.m, 7);
+        script_partitions("p1", 2);
+        o = make_plain(&s);
+        if (o.failed)
+            fail_msg("%s", o.err.text);
+        assert_string_equal(o.left_out, i == 0 ? "sparse," : "sparse,vec,");
+        assert_true(o.plain_keys);
+    }
+    t.list[0] = &t.fields[1]; /* the key */
+    script_schema(&t.m, 7);
+    o = make_plain(&s);
+    assert_true(o.failed);
+    assert_non_null(strstr(o.err.text, "field `id`: the field is there on the source and absent on the target"));
+}
+
 static void test_plain_version_may_be_missing(void **state)
 {
     struct schema s;
@@ -824,6 +860,7 @@ int main(void)
         on_plain(test_plain_types_that_cannot_be_written),
         on_plain(test_plain_version_is_asked_for),
         on_plain(test_plain_version_may_be_missing),
+        on_plain(test_plain_fields_are_left_out),
         on_plain(test_plain_create_request),
         on_plain(test_plain_target_must_not_be_the_source),
         on_plain(test_plain_collection_is_described),
