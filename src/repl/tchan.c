@@ -560,16 +560,31 @@ static void fail_and_wait(struct tchan *tc, struct request *r, const struct err 
     timer_set(&tc->retry_timer, doubt && wait < QUARANTINE_MS ? QUARANTINE_MS : wait);
 }
 
+/* One whose stream stops, or reads again once nothing of it is in flight. */
+static const struct link *leaving_link(const struct request *r)
+{
+    for (size_t i = 0; i < r->n_ranges; i++) {
+        const struct link *l = r->ranges[i].link;
+        if (l && (l->stream->state == STREAM_CLOSED || l->stream->state == STREAM_RESETTING))
+            return l;
+    }
+    return NULL;
+}
+
 static void on_answer(void *arg, const struct err *err, bool doubt, const char *target_pos)
 {
     struct request *r = arg;
     struct tchan *tc = r->tchan;
+    const struct link *l;
 
     r->call = NULL;
     if (!err || err->code != ERR_INTERNAL)
         tc->refusals = 0;
     if (err && !doubt && refused_hold(r, err)) {
-        tchan_kick(tc);
+        l = leaving_link(r);
+        if (l)
+            tchan_drop_waiting(tc, l); /* r too: nobody would send it */
+        go_on(tc);
         return;
     }
     if (err) {
