@@ -3164,6 +3164,37 @@ static void test_copies(void **state)
     }
 }
 
+/* Pages go in pieces, at once or after a wait. */
+static void test_copies_into_a_target_with_limits(void **state)
+{
+    unsigned rounds = 0;
+
+    (void)state;
+    if (!portable)
+        skip();
+    for (unsigned seed = 210; seed < 216; seed++) {
+        refuse_percent = seed % 2 ? 30 : 0;
+        most_rows = seed % 3 ? 2 : 0;
+        start_a_copy(seed, 1 + (int)seed % 4, 400);
+        for (int i = 0; i < 40; i++) {
+            workload_step();
+            if (rnd(3) == 0)
+                spin(rnd(8));
+            if (rnd(20) == 0) {
+                task_crash();
+                task_make();
+            }
+        }
+        rounds += refusals > 0;
+        refuse_percent = 0;
+        wait_copied();
+        wait_equal();
+        teardown(state);
+        setup(state);
+    }
+    assert_true(rounds > 2);
+}
+
 /* The first page is asked for without knowing how large rows are. What copies hold stays below the limit. */
 static void test_copies_stay_in_their_room(void **state)
 {
@@ -3576,6 +3607,7 @@ int main(void)
         T(test_what_cannot_be_read_stops_the_task),
         T(test_copy_without_the_sources_api),
         T(test_copies),
+        T(test_copies_into_a_target_with_limits),
         T(test_copies_stay_in_their_room),
         T(test_copy_of_large_rows),
         T(test_copy_from_a_source_without_a_clock),
