@@ -109,6 +109,13 @@ class Lab:
         self.rnd = random.Random(f"{SEED}/{name}")
         self.cdcs, self.databases, self.made = [], [], []
 
+    def into(self, server, side=Side):
+        """The target is this ordinary Milvus, started if it does not run; its collections are dropped as on the source."""
+        if not server.alive():
+            server.start()
+        self.target = side("target", server.address, portable=True)
+        return self
+
     def cdc(self, start=True, **settings):
         c = Cdc(self.folder / f"cdc{len(self.cdcs)}", self.pair.source, **settings)
         self.cdcs.append(c)

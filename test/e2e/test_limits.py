@@ -3,7 +3,7 @@ import pytest
 import yaml
 from pymilvus import DataType as T, FieldSchema as F
 
-from compare import CALL_ERRORS, Side, short
+from compare import CALL_ERRORS, short
 from conftest import FOLDER
 from servers import Milvus, wait_for
 from test_snapshot import copied, show
@@ -39,10 +39,7 @@ def strict(pair):
 
 @pytest.fixture
 def to(lab, strict):
-    if not strict.alive():
-        strict.start()
-    lab.target = Side("target", strict.address, portable=True)
-    return lab
+    return lab.into(strict)
 
 
 def wide_table(lab, suffix):

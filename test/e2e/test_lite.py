@@ -20,9 +20,6 @@ LITE_SHAPES = {**SHAPES, "auto_key": Shape(lambda: [int_key(auto_id=True), F("t"
 class LiteSide(Side):
     """With a limit Milvus Lite gives any rows, and its own count(*) looks at no partition."""
 
-    def __init__(self, address):
-        super().__init__("target", address, portable=True)
-
     def comparable(self, described):
         """It tells no more of a field, and has partitions of its own for a partition key."""
         fields = [{k: f.get(k) for k in ("name", "type", "is_primary", "is_partition_key", "element_type")}
@@ -89,10 +86,7 @@ def lite(pair):
 
 @pytest.fixture
 def to(lab, lite):
-    if not lite.alive():
-        lite.start()
-    lab.target = LiteSide(lite.address)
-    return lab
+    return lab.into(lite, LiteSide)
 
 
 def make_table(lab, suffix, shape):

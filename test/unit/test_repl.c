@@ -1197,7 +1197,7 @@ static uint64_t s_generation(struct sink *s)
 static const struct sink_ops s_ops = {.ensure_collection = s_ensure, .ensure_database = s_db, .drop_collection = s_drop,
                                       .drop_partition = s_drop_part, .apply_operation = s_apply, .replicate = s_replicate,
                                       .write = s_write, .cancel = s_cancel, .generation = s_generation,
-                                      .describe_meta = s_describe_meta, .change_meta = s_change_meta, .rename_collection = s_rename};
+                                      .describe_meta = s_describe_meta, .change_meta = s_change_meta, .rename = s_rename};
 static struct sink sink = {&s_ops};
 
 /* ---- store ------------------------------------------------------------------------------------------------------- */
@@ -1830,14 +1830,19 @@ static void start_and_wait(void)
     assert_true(is_started);
 }
 
-static void test_follows(void **state)
+static void start_with_two(void)
 {
-    (void)state;
-    rnd_state = 1;
     coll_create("a", 2, 0, true);
     coll_create("b", 1, 1, true);
     write_tick();
     start_and_wait();
+}
+
+static void test_follows(void **state)
+{
+    (void)state;
+    rnd_state = 1;
+    start_with_two();
     for (int i = 0; i < 150; i++) {
         workload_step();
         if (rnd(4) == 0)
@@ -1944,12 +1949,8 @@ static void test_failing_requests(void **state)
     (void)state;
     for (unsigned seed = 10; seed < 14; seed++) {
         rnd_state = seed;
-        if (n_colls == 0) {
-            coll_create("a", 2, 0, true);
-            coll_create("b", 1, 1, true);
-            write_tick();
-            start_and_wait();
-        }
+        if (n_colls == 0)
+            start_with_two();
         fail_percent = 15;
         for (int i = 0; i < 120; i++) {
             workload_step();
@@ -2513,10 +2514,7 @@ static void test_refused_requests(void **state)
     if (!portable)
         skip(); /* times of a standby's rows do not wait */
     rnd_state = 20;
-    coll_create("a", 2, 0, true);
-    coll_create("b", 1, 1, true);
-    write_tick();
-    start_and_wait();
+    start_with_two();
     write_many();
     wait_equal();
     opens = n_opens;
@@ -2575,12 +2573,8 @@ static void test_crashes_while_requests_are_refused(void **state)
         skip();
     for (unsigned seed = 22; seed < 30; seed++) {
         rnd_state = seed;
-        if (n_colls == 0) {
-            coll_create("a", 2, 0, true);
-            coll_create("b", 1, 1, true);
-            write_tick();
-            start_and_wait();
-        }
+        if (n_colls == 0)
+            start_with_two();
         refuse_percent = 30;
         fail_percent = 10;
         most_rows = 4;
