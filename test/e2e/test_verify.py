@@ -118,12 +118,13 @@ def test_what_differs_is_found_and_mended(to, cdc, ordinary, writing):
     keys = verify(cdc, task, level="keys", collections=[tables[0].name])
     assert [c["name"] for c in keys["collections"]] == [tables[0].name]
     assert counts(keys, tables[0]) == (2, 1, 0)
-    with writing(rest), writing(tables[0]):
+    with writing(rest), writing(tables[0]):  # which may mend rows of the latter too
         mended = verify(cdc, task, repair=True)
     assert mended["state"] == "repaired", mended
     for t in tables:
         assert counts(mended, t) == (0, 0, 0)
-        assert of(mended, t)["repaired"] == 6
+        assert of(mended, t).get("repaired", 0) <= 6
+    assert of(mended, tables[1])["repaired"] == 6
     assert verify(cdc, task)["state"] == "equal"
     to.equal(cdc, task, tables + [rest])
 

@@ -609,7 +609,7 @@ static void test_pages(void **state)
         old_add(INT64_MIN, 1, true);
         for (int k = 0; k < 300; k++)
             old_add(1000 + 2 * k, k, k != 70);
-        for (int k = 0; k < 2500; k++)
+        for (int k = 0; k < 1100; k++) /* more than are asked for at once */
             spoil(1 + 2 * (k + 1000), true, k);
         old_add(INT64_MAX, 2, true);
         unordered = i == 1;
@@ -617,7 +617,7 @@ static void test_pages(void **state)
         most_answer = i == 2 ? 70 : 0;
         verify(VERIFY_ROWS, false, 0);
         assert_state("different");
-        assert_found("a", 1, 2500, 0);
+        assert_found("a", 1, 1100, 0);
         assert_int_equal(json_array_size(json_object_get(coll_result("a"), "keys")), 10);
         assert_int_equal(json_integer_value(json_object_get(coll_result("a"), "rows")), 302);
         assert_true(most_rows <= 2048 && asked[1] > 6);
