@@ -255,11 +255,8 @@ def ordinary(pair):
 
 @pytest.fixture
 def to(lab, ordinary):
-    """The lab, with this target; its collections are dropped as on the source."""
-    if not ordinary.alive():
-        ordinary.start()
-    lab.target = Side("target", ordinary.address, portable=True)
-    return lab
+    """The lab, with this target."""
+    return lab.into(ordinary)
 
 
 def moment():

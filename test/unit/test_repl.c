@@ -645,7 +645,7 @@ static struct t_chan t_chans[N_DST];
 static uint64_t sink_gen = 1;
 static unsigned fail_percent, violations, doubts;
 static unsigned refuse_percent, refusals; /* portable: of all requests, with nothing written */
-static unsigned most_rows;                /* portable: of one request; 0: no limit */
+static unsigned request_rows;             /* portable: of one request; 0: no limit */
 static unsigned upserts;                  /* portable: requests */
 
 struct sink_call {
@@ -958,7 +958,7 @@ static void call_apply(struct sink_call *call, unsigned percent)
 static bool refuses(struct sink_call *call)
 {
     struct sink_call copy = *call;
-    bool large = most_rows && call->rows > most_rows;
+    bool large = request_rows && call->rows > request_rows;
     struct err err;
 
     if (call->chan || (!large && rnd(100) >= refuse_percent))
@@ -1808,7 +1808,7 @@ static int teardown(void **state)
     timer_release(&cat_ready);
     timer_release(&cat_sync);
     timer_release(&commit_timer);
-    violations = doubts = fail_percent = refuse_percent = refusals = most_rows = upserts = n_opens = 0;
+    violations = doubts = fail_percent = refuse_percent = refusals = request_rows = upserts = n_opens = 0;
     from_start = commits_hang = false;
     merged = check_text = NULL;
     given_id = start_tt = 0;
@@ -2520,7 +2520,7 @@ static void test_refused_requests(void **state)
     opens = n_opens;
     for (int limits = 1; limits < 4; limits++) {
         refuse_percent = limits & 1 ? 40 : 0;
-        most_rows = limits & 2 ? 4 : 0;
+        request_rows = limits & 2 ? 4 : 0;
         refusals = 0;
         write_many();
         WAIT(refusals > 0);
@@ -2577,7 +2577,7 @@ static void test_crashes_while_requests_are_refused(void **state)
             start_with_two();
         refuse_percent = 30;
         fail_percent = 10;
-        most_rows = 4;
+        request_rows = 4;
         write_many();
         for (int i = 0; i < 60; i++) {
             workload_step();
@@ -3168,7 +3168,7 @@ static void test_copies_into_a_target_with_limits(void **state)
         skip();
     for (unsigned seed = 210; seed < 216; seed++) {
         refuse_percent = seed % 2 ? 30 : 0;
-        most_rows = seed % 3 ? 2 : 0;
+        request_rows = seed % 3 ? 2 : 0;
         start_a_copy(seed, 1 + (int)seed % 4, 400);
         for (int i = 0; i < 40; i++) {
             workload_step();
