@@ -42,7 +42,6 @@
 /* A start needs more memory than what follows (records, metadata), and malloc keeps it. */
 #define TRIM_FIRST_MS 5000
 #define TRIM_MS 60000
-#define MMAP_BYTES (1 << 20)
 #define STATUS_MS 10000
 #define STATUS_LAG_MS 30000 /* as the probe's default */
 
@@ -323,8 +322,6 @@ static int run(struct config *config, const char *path)
     struct err err;
 
     log_set_level(config->log_level);
-    /* Pages of rows and the like go back at once. glibc would learn from the first to keep them, and keep twice as much. */
-    (void)mallopt(M_MMAP_THRESHOLD, MMAP_BYTES);
     d.loop = loop_new();
     d.notify = notify_new(d.loop);
     timer_init(&d.status, d.loop, LOOP_PRIO_LOW, on_status, &d);

@@ -17,11 +17,13 @@
 #include <event2/buffer.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/queue.h>
 
 enum {
     PREFIX = 5, /* compressed flag, length (big endian) */
     BODY_FIRST = 16 << 10, /* bytes; grows with what arrives, not with a peer's promise */
+    BODY_MAP = 1 << 20, /* bytes; a larger unary answer is mapped: the heap would keep holes of that size */
     BODY_KEEP = 1 << 20, /* bytes a stream keeps for its next message */
     MAX_NV = 64,
     DEFAULT_CONNECT_MS = 5000,
@@ -72,6 +74,7 @@ struct grpc_call {
     size_t prefix_len;
     uint8_t *body;
     size_t body_len, body_got, body_room, max_recv;
+    bool body_mapped;
     bool has_body; /* one whole message is in body (unary) */
     bool maybe_sent;
 };
@@ -269,7 +272,10 @@ static void call_free(void *arg)
     outq_release(&call->out);
     free(call->path);
     free(call->message);
-    free(call->body);
+    if (call->body_mapped)
+        munmap(call->body, call->body_room);
+    else
+        free(call->body);
     free(call);
 }
 
@@ -294,13 +300,33 @@ static void deliver(struct grpc_call *call)
     call_free(call);
 }
 
+struct mapping {
+    void *data;
+    size_t len;
+};
+
+static void unmap(void *arg)
+{
+    struct mapping *m = arg;
+
+    munmap(m->data, m->len);
+    free(m);
+}
+
 struct buf *grpc_result_take(const struct grpc_result *r)
 {
-    uint8_t *body = r->call->body;
+    struct grpc_call *call = r->call;
+    uint8_t *body = call->body;
+    struct mapping *m;
 
     assert(r->body && (body || r->body_len == 0));
-    r->call->body = NULL;
-    return buf_wrap(body, r->body_len, free, body);
+    call->body = NULL;
+    if (!call->body_mapped)
+        return buf_wrap(body, r->body_len, free, body);
+    call->body_mapped = false;
+    m = xmalloc(sizeof(*m));
+    *m = (struct mapping){body, call->body_room};
+    return buf_wrap(body, r->body_len, unmap, m);
 }
 
 void grpc_call_limit(struct grpc_call *call, size_t max_recv_bytes)
@@ -355,6 +381,19 @@ static void on_header(void *arg, const char *name, const char *value)
     }
 }
 
+/* All of it at once: what does not arrive is not touched. */
+static bool body_map(struct grpc_call *call)
+{
+    void *p = mmap(NULL, call->body_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (p == MAP_FAILED)
+        return false;
+    call->body = p;
+    call->body_room = call->body_len;
+    call->body_mapped = true;
+    return true;
+}
+
 /* Room for what has arrived and n bytes more. */
 static bool body_reserve(struct grpc_call *call, size_t n)
 {
@@ -363,6 +402,8 @@ static bool body_reserve(struct grpc_call *call, size_t n)
 
     if (need <= call->body_room)
         return true;
+    if (call->unary && call->body_len >= BODY_MAP)
+        return body_map(call);
     while (room < need)
         room *= 2;
     if (room > call->body_len)

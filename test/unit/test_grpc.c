@@ -376,10 +376,14 @@ static void on_taken(void *arg, const struct grpc_result *r)
 /* Empty or not, it outlives the call. */
 static void test_an_answer_that_is_kept(void **state)
 {
-    static const char *const texts[] = {"0123456789", ""};
+    char *large = xmalloc(3000001);
+    const char *const texts[] = {"0123456789", "", large};
     struct fixture *f = *state;
 
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3000000; i++)
+        large[i] = (char)('a' + i % 23);
+    large[3000000] = '\0';
+    for (int i = 0; i < 3; i++) {
         struct evbuffer *b = evbuffer_new();
         struct buf *taken = NULL;
 
@@ -391,6 +395,7 @@ static void test_an_answer_that_is_kept(void **state)
         assert_true(!taken->size || memcmp(taken->data, texts[i], taken->size) == 0);
         buf_unref(taken);
     }
+    free(large);
 }
 
 static void test_early_answer_to_a_big_body(void **state)
