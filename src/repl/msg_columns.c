@@ -457,11 +457,14 @@ static void open_field(struct pb_out *o, uint32_t num, size_t len)
     pb_out_varint(o, len);
 }
 
-/* Empties o. */
+/* Empties o. In a buffer of its own: behind a reference evbuffer_add() allocates as much again as that refers to. */
 static bool write_out(struct pb_out *o, struct evbuffer *out)
 {
-    bool ok = evbuffer_add(out, o->data, o->len) == 0;
+    struct evbuffer *own = o->len ? evbuffer_new() : NULL;
+    bool ok = !o->len || (own && evbuffer_add(own, o->data, o->len) == 0 && evbuffer_add_buffer(out, own) == 0);
 
+    if (own)
+        evbuffer_free(own);
     o->len = 0;
     return ok;
 }
