@@ -40,7 +40,7 @@ def test_kill_while_rows_are_copied(to, ordinary, writing):
     t.create_partition()
     for i in range(60):
         t.put(1000, t.partitions[i % 2])
-    cdc = to.cdc()
+    cdc = to.cdc(limits={"copyBytes": "1MiB"})  # small pages, or it is over before it is seen
     with writing(t) as w:
         task = to.create(cdc, [t.name], target=ordinary, start="snapshot")
         for part in (0.3, 0.7):
