@@ -156,6 +156,7 @@ struct src_shard {
  * keep the id and look it up again. */
 struct src_collection {
     int64_t id, db_id;
+    int64_t revision; /* rises with each write of its own key in etcd: of its names, state and properties */
     char *db_name; /* "default" for the default database */
     char *name;
     enum src_state state;
@@ -246,6 +247,7 @@ struct rows_port;
 struct rows_call;
 typedef void (*rows_fn)(void *arg, const struct err *err, const struct rows_page *page);
 typedef void (*rows_now_fn)(void *arg, const struct err *err, uint64_t tt);
+typedef void (*rows_pairs_fn)(void *arg, const struct err *err, const struct src_pair *pairs, size_t n);
 
 struct rows_ops {
     /* ERR_STATE (RETRY): the collection is not loaded; ERR_NOT_FOUND: it, or the partition, is not there; ERR_LIMIT (RETRY):
@@ -257,6 +259,9 @@ struct rows_ops {
     /* A time of the source: everything written before the call is older, what is written after the answer is not.
      * ERR_UNSUPPORTED: the source cannot tell. */
     struct rows_call *(*now)(struct rows_port *p, rows_now_fn done, void *arg);
+    /* The properties of a collection, without those of a replica. A 2.3 source writes a changed one into etcd too late. */
+    struct rows_call *(*properties)(struct rows_port *p, const char *db, const char *collection, rows_pairs_fn done,
+                                    void *arg);
     void (*cancel)(struct rows_call *c); /* NULL is allowed */
 };
 struct rows_port {

@@ -767,6 +767,7 @@ static void publish_coll(struct cat_model *m, struct cat_collection *c)
     free(c->pub.db_name);
     c->pub.db_name = xstrdup(db);
     c->pub.state = c->state;
+    c->pub.revision = c->mod_revision;
     publish_partitions(c);
     publish_fields(c);
     cat_meta_publish(c, m->aliases, m->n_aliases);

@@ -150,6 +150,9 @@ bool cat_field_parse(const uint8_t *data, size_t len, struct cat_field *ret);
 /* Bytes of one value in an answer, about. */
 size_t cat_field_bytes(const struct cat_field *f);
 
+/* A mark of a replica, for one cluster only. */
+bool cat_replicate_property(const char *key, size_t len);
+
 /* ---- catalog_meta.c: what users set up beside the rows ---- */
 
 /* Can the value of such a key be read, and does it belong to the ids in the key? */

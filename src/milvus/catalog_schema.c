@@ -32,7 +32,7 @@ enum {
 };
 
 /* Marks of a replica, for one cluster only: milvus pkg/common "replicate.id", ".endTS". */
-static bool is_replicate_property(const char *key, size_t len)
+bool cat_replicate_property(const char *key, size_t len)
 {
     static const char prefix[] = "replicate.";
 
@@ -127,7 +127,7 @@ static void info_set_properties(struct cat_info *info, const Pb__CollectionInfo 
     for (size_t i = 0; i < m->n_properties; i++) {
         const Pb__KeyValuePair *p = m->properties[i];
 
-        if (is_replicate_property(p->key, strlen(p->key)))
+        if (cat_replicate_property(p->key, strlen(p->key)))
             continue;
         info->props[info->n_props++] = (struct src_pair){xstrdup(p->key), xstrdup(p->value)};
     }
@@ -360,7 +360,7 @@ static bool is_replicate_pair(const uint8_t *data, size_t len)
 
     while (pb_scan_next(&s, &f) > 0)
         if (f.num == 1 && f.wire == PB_LEN)
-            return is_replicate_property((const char *)f.data, f.len);
+            return cat_replicate_property((const char *)f.data, f.len);
     return false;
 }
 

@@ -1,5 +1,5 @@
 /*
- * rows.c - pages of a collection's rows, by Query.
+ * rows.c - pages of a collection's rows, by Query; its properties.
  *
  * An answer is passed on as it is encoded: its columns (fields_data 2) are FieldData, as in an Insert.
  */
@@ -12,6 +12,7 @@
 
 #include "base/buf.h"
 #include "base/mem.h"
+#include "catalog_priv.h"
 #include "milvus/target_priv.h"
 
 /* QueryRequest (milvus.proto) */
@@ -41,7 +42,8 @@ struct rows_port_impl {
 struct rows_call {
     struct sink_call call; /* first */
     rows_fn done;
-    rows_now_fn now_done; /* the other is NULL then */
+    rows_now_fn now_done;     /* of now(); done is NULL then */
+    rows_pairs_fn pairs_done; /* of properties(); the same */
     void *arg;
 };
 
@@ -99,6 +101,8 @@ static void fail(struct sink_call *c, const struct err *err)
     call_end(c);
     if (r->now_done)
         r->now_done(r->arg, err, 0);
+    else if (r->pairs_done)
+        r->pairs_done(r->arg, err, NULL, 0);
     else if (r->done)
         r->done(r->arg, err, NULL);
 }
@@ -210,6 +214,44 @@ static struct rows_call *now(struct rows_port *p, rows_now_fn done, void *arg)
     return r;
 }
 
+static void on_described(struct sink_call *c, const struct answer *a)
+{
+    struct rows_call *r = (struct rows_call *)c;
+    struct answer ans = *a;
+    char context[CONTEXT_MAX];
+    Pb__DescribeCollectionResponse *m = NULL;
+    struct src_pair *pairs;
+    size_t n = 0;
+
+    if (ans.ok)
+        m = answer_unpack(&ans, &pb__describe_collection_response__descriptor, call_context(c, context, sizeof(context)));
+    if (!m) {
+        fail(c, &ans.err);
+        return;
+    }
+    pairs = xcalloc(m->n_properties + 1, sizeof(*pairs));
+    for (size_t i = 0; i < m->n_properties; i++)
+        if (!cat_replicate_property(m->properties[i]->key, strlen(m->properties[i]->key)))
+            pairs[n++] = (struct src_pair){m->properties[i]->key, m->properties[i]->value};
+    call_end(c);
+    r->pairs_done(r->arg, NULL, pairs, n);
+    free(pairs);
+    pb__describe_collection_response__free_unpacked(m, NULL);
+}
+
+static struct rows_call *properties(struct rows_port *p, const char *db, const char *collection, rows_pairs_fn done,
+                                    void *arg)
+{
+    struct rows_call *r = call_new(p, db, collection, NULL, arg);
+    Pb__CollectionRequest req = PB__COLLECTION_REQUEST__INIT;
+
+    r->pairs_done = done;
+    req.db_name = pb_str(db);
+    req.collection_name = pb_str(collection);
+    call_send(&r->call, "DescribeCollection", ANSWER_FIELD_1, db, &req.base, on_described);
+    return r;
+}
+
 static struct rows_call *load(struct rows_port *p, const char *db, const char *collection, bool on, rows_fn done, void *arg)
 {
     struct rows_call *r = call_new(p, db, collection, done, arg);
@@ -230,7 +272,7 @@ static void cancel(struct rows_call *c)
         call_end(&c->call);
 }
 
-static const struct rows_ops ops = {query, load, now, cancel};
+static const struct rows_ops ops = {query, load, now, properties, cancel};
 
 struct rows_port *rows_open(struct loop *l, const struct target_options *o, struct err *err)
 {

@@ -38,6 +38,11 @@ struct meta {
     bool equal;         /* the target has been made equal to seen */
     char *seen;         /* state, see meta_plan.h: all that the source ever had, of what is not yet off the target */
     json_t *wanted;     /* of the round */
+    json_t *left_out;   /* indexes that the target refused, and can be without: {"field name": true} */
+    struct rows_call *question;
+    json_t *properties; /* as the source itself says; NULL: not known, etcd's count */
+    int64_t asked;      /* revision of the collection that the source was asked about */
+    bool ask_again;     /* in vain */
     struct meta_plan plan;
     size_t next;        /* step of the plan */
     struct sink_call *call;
@@ -116,8 +121,12 @@ void meta_free(struct coll *c)
     c->task->o.sink->ops->cancel(m->call);
     if (m->storing)
         s->ops->cancel(s, m);
+    if (m->question)
+        c->task->o.rows->ops->cancel(m->question);
     timer_release(&m->retry);
     round_leave(m);
+    json_decref(m->left_out);
+    json_decref(m->properties);
     free(m->seen);
     free(m->trouble);
     free(m);
@@ -204,6 +213,26 @@ static void round_finish(struct meta *m)
     round_leave(m);
 }
 
+static bool is_left_out(const struct meta *m, const struct meta_step *s)
+{
+    char *key = xasprintf("%s %s", s->field, s->name);
+    bool found = s->minor && json_object_get(m->left_out, key);
+
+    free(key);
+    return found;
+}
+
+/* Only a start asks for it again: else each piece of news would. */
+static void leave_out(struct meta *m, const struct meta_step *s)
+{
+    char *key = xasprintf("%s %s", s->field, s->name);
+
+    if (!m->left_out)
+        m->left_out = json_object();
+    json_object_set_new(m->left_out, key, json_true());
+    free(key);
+}
+
 static void on_changed(void *arg, const struct err *err)
 {
     struct meta *m = arg;
@@ -218,6 +247,8 @@ static void on_changed(void *arg, const struct err *err)
     if (err)
         log_warn("repl", "the target refuses what the source has set up", KS("task", m->coll->task->o.id),
                  KS("collection", m->coll->name), KS("field", s->field), KS("name", s->name), KS("error", err->text));
+    if (err && s->minor)
+        leave_out(m, s);
     if (err && !s->minor) {
         m->refused = true;
         set_text(&m->trouble, err->text);
@@ -290,7 +321,7 @@ static void step(struct meta *m)
         const struct meta_step *s = &m->plan.steps[m->next];
         bool alias = s->kind == SINK_ALIAS || s->kind == SINK_DROP_ALIAS;
 
-        if (s->kind == SINK_DROP_ALIAS && alias_moved(m, s->name))
+        if ((s->kind == SINK_DROP_ALIAS && alias_moved(m, s->name)) || is_left_out(m, s))
             continue;
         m->waiting = alias && t->aliasing;
         if (m->waiting)
@@ -379,6 +410,46 @@ static bool may_run(const struct coll *c)
            !t->fatal && t->state == RUN_RUNNING && t->meta_rounds < MAX_ROUNDS;
 }
 
+/* ---- what the source itself says ---------------------------------------------------------------------- */
+
+static void on_properties(void *arg, const struct err *err, const struct src_pair *pairs, size_t n)
+{
+    struct meta *m = arg;
+
+    m->question = NULL;
+    json_decref(m->properties);
+    m->properties = err ? NULL : meta_properties(pairs, n);
+    m->ask_again = err != NULL;
+    if (err)
+        log_warn("repl", "the source does not tell the properties of a collection, those in its etcd count",
+                 KS("task", m->coll->task->o.id), KS("collection", m->coll->name), KS("error", err->text));
+    m->due = true;
+    round_leave(m);
+}
+
+/* True: there is something to wait for. */
+static bool ask_source(struct meta *m, const struct src_collection *sc)
+{
+    struct rows_port *rows = m->coll->task->o.rows;
+
+    if (!rows || m->asked == sc->revision)
+        return false;
+    m->asked = sc->revision;
+    m->running = true;
+    m->coll->task->meta_rounds++;
+    m->question = rows->ops->properties(rows, sc->db_name, sc->name, on_properties, m);
+    return true;
+}
+
+static json_t *wanted_of(const struct meta *m, const struct src_collection *sc)
+{
+    json_t *wanted = meta_wanted(sc);
+
+    if (m->properties && m->asked == sc->revision)
+        json_object_set(wanted, "properties", m->properties);
+    return wanted;
+}
+
 void meta_kick(struct coll *c)
 {
     struct meta *m = c->meta;
@@ -389,9 +460,9 @@ void meta_kick(struct coll *c)
         return;
     m->due = false;
     sc = c->task->o.catalog->ops->get(c->task->o.catalog, c->id);
-    if (!sc || sc->state != SRC_ALIVE)
+    if (!sc || sc->state != SRC_ALIVE || ask_source(m, sc))
         return;
-    m->wanted = meta_wanted(sc);
+    m->wanted = wanted_of(m, sc);
     text = meta_text(m->wanted);
     if ((m->equal && m->seen && strcmp(m->seen, text) == 0) || (!m->seen && meta_is_plain(m->wanted))) {
         json_decref(m->wanted);
@@ -409,6 +480,9 @@ void meta_news(struct coll *c)
     struct meta *m = meta_of(c);
 
     m->due = true;
+    if (m->ask_again)
+        m->asked = 0;
+    m->ask_again = false;
     meta_kick(c);
 }
 

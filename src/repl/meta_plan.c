@@ -46,9 +46,19 @@ static int load_of(const struct src_collection *sc)
     return in_part(sc) ? SRC_LOADED_PARTITIONS : (int)sc->load;
 }
 
+json_t *meta_properties(const struct src_pair *pairs, size_t n)
+{
+    json_t *o = json_object();
+
+    for (size_t i = 0; i < n; i++)
+        json_object_set_new(o, pairs[i].key, json_string(pairs[i].value));
+    return o;
+}
+
 json_t *meta_wanted(const struct src_collection *sc)
 {
-    json_t *indexes = json_object(), *aliases = json_object(), *properties = json_object();
+    json_t *indexes = json_object(), *aliases = json_object();
+    json_t *properties = meta_properties(sc->properties, sc->n_properties);
     char id[24];
 
     for (size_t i = 0; i < sc->n_indexes; i++) {
@@ -57,8 +67,6 @@ json_t *meta_wanted(const struct src_collection *sc)
     }
     for (size_t i = 0; i < sc->n_aliases; i++)
         json_object_set_new(aliases, sc->aliases[i], json_true());
-    for (size_t i = 0; i < sc->n_properties; i++)
-        json_object_set_new(properties, sc->properties[i].key, json_string(sc->properties[i].value));
     return json_pack("{s:o, s:i, s:i, s:o, s:o, s:o}", "indexes", indexes, "load", load_of(sc), "replicas",
                      (int)sc->replicas, "partitions", partitions_json(sc), "aliases", aliases, "properties", properties);
 }
@@ -164,10 +172,26 @@ static const struct sink_index *find_index(const struct sink_meta *has, const js
     return NULL;
 }
 
+/* The params of an index are an object in a text, which Milvus Lite writes anew. */
+static bool same_value(const char *a, const char *b)
+{
+    json_t *x, *y;
+    bool same = strcmp(a, b) == 0;
+
+    if (same || *a != '{' || *b != '{')
+        return same;
+    x = json_loads(a, 0, NULL);
+    y = json_loads(b, 0, NULL);
+    same = x && y && json_equal(x, y);
+    json_decref(x);
+    json_decref(y);
+    return same;
+}
+
 static bool has_pair(const struct src_pair *pairs, size_t n, const char *key, const char *value)
 {
     for (size_t i = 0; i < n; i++)
-        if (strcmp(pairs[i].key, key) == 0 && strcmp(pairs[i].value, value) == 0)
+        if (strcmp(pairs[i].key, key) == 0 && same_value(pairs[i].value, value))
             return true;
     return false;
 }

@@ -15,6 +15,8 @@
 
 /* What the source has. */
 json_t *meta_wanted(const struct src_collection *sc);
+/* Its properties, where they are known better than from etcd. */
+json_t *meta_properties(const struct src_pair *pairs, size_t n);
 /* Nothing that a target has to be given. */
 bool meta_is_plain(const json_t *state);
 /* Everything in either; seen may be NULL. */

@@ -13,15 +13,6 @@ def copied(cdc, task):
     return wait_for("the copy's end", lambda: "snapshot" not in cdc.task(task), 180)
 
 
-def show(lab, tables):
-    """On the target: what was indexed and loaded before the task is not in the log of the source."""
-    for t in tables:
-        c = lab.target.collection(t.name)
-        for i in t.collection.indexes:
-            c.create_index(i.field_name, i.params, index_name=i.index_name)
-        c.load()
-
-
 def test_rows_from_before(to, cdc, ordinary, writing):
     """Seven schemas, partitions; while they are copied, rows are written, changed and deleted."""
     tables = [to.table(s, s) for s in ("int_key", "text_key", "auto_key", "part_key", "scalars", "json", "arrays")]
@@ -38,7 +29,6 @@ def test_rows_from_before(to, cdc, ordinary, writing):
         for w in (a, b):
             w.wait_batches(5)
     cdc.wait_caught_up(task)
-    show(to, tables)
     to.equal(cdc, task, tables)
     assert cdc.task(task)["state"] == "Running"
     assert "reason" not in cdc.task(task)
@@ -64,7 +54,6 @@ def test_kill_while_rows_are_copied(to, ordinary, writing):
         copied(cdc, task)
         w.wait_batches(3)
     cdc.wait_caught_up(task)
-    show(to, [t])
     to.equal(cdc, task, [t])
     log = cdc.log.read_text()
     assert "a collection is copied" in log
@@ -99,7 +88,6 @@ def test_another_daemon_goes_on(to, postgres, ordinary, writing):
         third = group.wait_owner(task, second)
         w.wait_batches(5)
     third.wait_caught_up(task)
-    show(to, [t])
     to.equal(third, task, [t])
 
 
@@ -117,7 +105,6 @@ def test_a_collection_that_is_not_loaded(to, cdc, ordinary):
     wait_for("the release on the source", lambda: to.source.loaded(t.name) == "NotLoad", 30)
     t.collection.load()
     cdc.wait_caught_up(task)
-    show(to, [t])
     to.equal(cdc, task, [t])
 
 
@@ -127,7 +114,6 @@ def test_the_least_key(to, cdc, ordinary):
     t.collection.insert([t.shape.row(t.rnd, -2**63)])
     task = to.create(cdc, [t.name], target=ordinary, start="snapshot")
     copied(cdc, task)
-    show(to, [t])
     wait_for("six rows on the target", lambda: to.target.count(t.name) == 6, 20)
 
 
@@ -185,7 +171,6 @@ def test_collections_that_go_away(to, cdc, ordinary):
     tables[4].recreate()
     copied(cdc, task)
     cdc.wait_caught_up(task)
-    show(to, tables[:4])
     to.equal(cdc, task, tables[:5])
     to.wait_on_target("the drop", lambda: not to.target.has(tables[5].name))
 

@@ -22,6 +22,7 @@ struct rows_call {
     size_t max_bytes;
     rows_fn done;
     rows_now_fn now_done;
+    rows_pairs_fn pairs_done;
     void *arg;
     struct timer timer;
 };
@@ -111,6 +112,18 @@ static void rows_timer(void *arg)
         call.now_done(call.arg, rows_model.no_clock ? &err : NULL, next_tt());
         return;
     }
+    if (q->pairs_done) {
+        struct rows_call call = *q;
+        struct err err;
+
+        rows_cancel(q);
+        err_set(&err, ERR_UNAVAILABLE, ERRC_RETRY, "the source is away");
+        if (!call.coll || rnd(100) < fail_percent / 2)
+            call.pairs_done(call.arg, &err, NULL, 0);
+        else
+            call.pairs_done(call.arg, NULL, call.coll->sc.properties, call.coll->sc.n_properties);
+        return;
+    }
     if (last_tick < q->since) {
         timer_set(&q->timer, 1);
         return;
@@ -182,5 +195,20 @@ static struct rows_call *rows_now(struct rows_port *p, rows_now_fn done, void *a
     return c;
 }
 
-static const struct rows_ops rows_model_ops = {.query = rows_query, .now = rows_now, .cancel = rows_cancel};
+static struct rows_call *rows_properties(struct rows_port *p, const char *db, const char *collection, rows_pairs_fn done,
+                                         void *arg)
+{
+    struct rows_call *c = rows_call_new(arg);
+
+    (void)p;
+    (void)db;
+    for (size_t i = 0; i < n_colls; i++)
+        if (strcmp(colls[i]->sc.name, collection) == 0)
+            c->coll = colls[i];
+    c->pairs_done = done;
+    return c;
+}
+
+static const struct rows_ops rows_model_ops = {
+    .query = rows_query, .now = rows_now, .properties = rows_properties, .cancel = rows_cancel};
 static struct rows_port rows_model_port = {&rows_model_ops};
