@@ -483,6 +483,8 @@ void meta_news(struct coll *c)
     if (m->ask_again)
         m->asked = 0;
     m->ask_again = false;
+    if (m->refused && !m->running)
+        timer_cancel(&m->retry); /* it may be taken now */
     meta_kick(c);
 }
 

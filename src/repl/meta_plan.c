@@ -320,6 +320,8 @@ static void plan_load(const json_t *wanted, const json_t *seen, const struct sin
 
     if (load == SRC_RELEASED)
         return;
+    if (load == SRC_LOADED_PARTITIONS && json_object_size(now) == 0)
+        return; /* seen between two writes of a load, or of a release: more news comes */
     if (!complete) {
         s = add(p, load == SRC_LOADED ? SINK_LOAD : SINK_LOAD_PARTITIONS);
         s->replicas = (unsigned)json_integer_value(json_object_get(wanted, "replicas"));

@@ -153,6 +153,10 @@ static void partitions_one_by_one(void **state)
     assert_string_equal(plan(&now, &before, &has, true), "release_parts:,p1;");
     has.partitions_loaded = false;
     assert_string_equal(plan(&before, &now, &has, true), "load:;");
+    for (int i = 0; i < 3; i++)
+        later[i].loaded = false;
+    assert_string_equal(plan(&now, &now, &has, true), ""); /* etcd has a part of a load */
+    later[0].loaded = later[2].loaded = true;
     later[2].state = SRC_DROPPING; /* nobody asks for it */
     assert_string_equal(plan(&now, &now, &has, true), "load_parts:,_default;");
 }
