@@ -6,7 +6,7 @@
  * its name.
  *
  * An ordinary target is written to by names. So no request is under way while the target's collection is renamed, and none
- * is built: it counts as not checked. What is going to be done stands in the record before, for a crash between.
+ * is built. What is going to be done stands in the record before, for a crash between.
  *
  * Names may have gone round (a to t, b to a, t to b) before we look: then one of them gets a name of ours in between.
  */
@@ -55,7 +55,7 @@ void coll_rename_end(struct coll *c)
     xfree(&c->rename_via);
     xfree(&c->rename_db);
     xfree(&c->rename_name);
-    c->rename_begun = false;
+    c->rename_waits = c->rename_begun = false;
 }
 
 void coll_rename_from_record(struct coll *c, const json_t *rec)
@@ -161,7 +161,7 @@ static void refused(struct coll *c, const struct err *err)
     log_warn("repl", "the target's collection keeps its former name", KS("task", c->task->o.id),
              KS("collection", c->name), KS("target_collection", c->dst_name), KS("error", err->text));
     c->rename_refused = true;
-    c->rename_begun = false;
+    c->rename_waits = c->rename_begun = false;
     c->rename_tries = 0;
     set_text(&c->trouble, err->text);
 }
@@ -265,9 +265,10 @@ bool coll_rename_kick(struct coll *c)
         return false;
     if (!c->rename_noted || meta_running(c) || !name_is_free(c))
         return !c->rename_refused;
-    c->verified_gen = 0; /* nothing more is built */
+    c->rename_waits = true; /* nothing more is built */
     if (carried(c))
-        return true;
+        return c->verified_gen != 0; /* a request that was refused may need the check of its collection */
+    c->verified_gen = 0;
     c->rename_begun = true;
     c->call = t->o.sink->ops->rename(t->o.sink, c->dst_db, c->dst_name, c->rename_db,
                                      c->rename_via ? c->rename_via : c->rename_name, c->dst_id, on_renamed, c);

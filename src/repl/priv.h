@@ -482,6 +482,7 @@ struct coll {
     char *rename_db, *rename_name; /* the target's collection gets this name; NULL: it has its name */
     char *rename_via;            /* but this one first, as names go round in a circle; NULL: no */
     bool rename_noted, rename_refused;
+    bool rename_waits;           /* for the end of what is under way: nothing new is sent */
     bool rename_begun;           /* the call may have been made: it is finished before another name is looked at */
     unsigned rename_tries;
     struct sink_call *call;

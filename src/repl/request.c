@@ -135,12 +135,16 @@ bool tchan_coll_checked(const struct tchan *tc, struct coll *c)
     return false;
 }
 
-/* May the item go into a request now? Not while somebody else writes rows of its collection. */
+/* May the item go into a request now? Not while somebody else writes rows of its collection, or it gets another name. */
 bool item_checked(struct tchan *tc, struct item *it)
 {
+    struct coll *c = it->coll;
+
     if (it->kind == ITEM_TICK)
         return true;
-    return !(it->coll->held && it->coll->state != COLL_GONE) && tchan_coll_checked(tc, it->coll);
+    if (c->rename_waits)
+        coll_kick(c);
+    return (c->state == COLL_GONE || !(c->held || c->rename_waits)) && tchan_coll_checked(tc, c);
 }
 
 /* A message made by us or repeated needs an id of its own (hub_new_msg_id). An Insert that may be there already is
