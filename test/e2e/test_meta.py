@@ -3,25 +3,10 @@ import pytest
 from pymilvus import Collection, CollectionSchema, DataType as T, FieldSchema as F, utility
 from pymilvus.exceptions import MilvusException
 
-from compare import Side
-from conftest import FOLDER
-from servers import Milvus, wait_for
+from servers import wait_for
 
 HNSW = {"index_type": "HNSW", "metric_type": "COSINE", "params": {"M": 8, "efConstruction": 64}}
 IVF = {"index_type": "IVF_FLAT", "metric_type": "L2", "params": {"nlist": 16}}
-
-
-@pytest.fixture(scope="module")
-def ordinary(pair):
-    m = Milvus("ordinary", FOLDER / "meta-target", etcd=pair.etcd.address, channels=2).start()
-    yield m
-    m.kill()
-
-
-@pytest.fixture
-def to(lab, ordinary):
-    lab.target = Side("target", ordinary.address, portable=True)
-    return lab
 
 
 def books(lab, suffix, vector=HNSW, loaded=("pa", "pb"), ttl=3600):
@@ -196,7 +181,7 @@ def test_rename(lab, cdc, ordinary, pair, mode):
     target = pair.target
     if mode == "portable":
         target = ordinary
-        lab.target = Side("target", ordinary.address, portable=True)
+        lab.into(ordinary)
     t = lab.table("a")
     task = lab.create(cdc, ["*"], target=target)
     t.put(20)

@@ -4,39 +4,15 @@ import subprocess
 
 import pytest
 
-from conftest import FOLDER
-from compare import Side
-from servers import ApiError, Milvus, find_program, wait_for
+from servers import ApiError, find_program, wait_for
 from test_group import Group
-
-
-@pytest.fixture(scope="module")
-def ordinary(pair):
-    m = Milvus("ordinary", FOLDER / "verify-target", etcd=pair.etcd.address, channels=2).start()
-    yield m
-    m.kill()
-
-
-@pytest.fixture
-def to(lab, ordinary):
-    lab.target = Side("target", ordinary.address, portable=True)
-    return lab
-
-
-def show(lab, tables):
-    """On the target: what was indexed and loaded before the task is not in the log of the source."""
-    for t in tables:
-        c = lab.target.collection(t.name)
-        for i in t.collection.indexes:
-            c.create_index(i.field_name, i.params, index_name=i.index_name)
-        c.load()
 
 
 def replicated(to, cdc, ordinary, tables, **more):
     """A task whose target has all of it, loaded."""
     task = to.create(cdc, [t.name for t in tables], target=ordinary, start="snapshot", **more)
     wait_for("the copy's end", lambda: "snapshot" not in cdc.task(task), 120)
-    show(to, tables)
+    wait_for("all is loaded there", lambda: all(to.target.loaded(x.name) == "Loaded" for x in tables), 60)
     return task
 
 
