@@ -668,9 +668,19 @@ struct kept {
 /* Asks for each place once. Where it is gone, the task does not start: the text begins with what. */
 void kept_place(struct repl_task *t, const char *topic, struct wal_pos pos, const char *what);
 struct kept *kept_first(struct repl_task *t, const char *topic);
-/* False: answers are to come, start_step() follows. */
+/* False: answers are to come, task_start_step() follows. */
 bool kept_known(struct repl_task *t);
 void kept_free(struct repl_task *t);
+
+/* join.c. False: answers are to come, task_start_step() follows; or the task stops. */
+bool join_ready(struct repl_task *t);
+/* Decides where everything that is selected begins; fatal when something cannot. */
+void join_all(struct repl_task *t);
+/* From the collection's first message. */
+int join_at_start(struct repl_task *t, const struct src_collection *sc, size_t shard, struct coll_join *ret);
+void join_free(struct repl_task *t);
+/* Goes on with the start as far as what is known allows. */
+void task_start_step(struct repl_task *t);
 
 struct repl_task {
     struct repl_task_options o; /* strings copied */
