@@ -6,7 +6,7 @@ from pymilvus import DataType as T, FieldSchema as F
 from compare import CALL_ERRORS, short
 from conftest import FOLDER
 from servers import Milvus, wait_for
-from test_snapshot import copied, show
+from test_snapshot import copied
 from workload import Shape, Table, int_key, row_base, vector
 
 LARGEST = 300_000  # bytes of a request; a row of WIDE has 3 kB, and one insert of 500 rows is one message in the log
@@ -80,7 +80,6 @@ def test_rows_from_before(to, cdc, strict):
     task = to.create(cdc, [t.name], target=strict, start="snapshot")
     copied(cdc, task)
     cdc.wait_caught_up(task)
-    show(to, [t])
     to.equal(cdc, task, [t])
     log = cdc.log.read_text()
     assert "the copy has to wait" in log and "rate limit" in log
