@@ -114,6 +114,7 @@ def test_the_least_key(to, cdc, ordinary):
     t.collection.insert([t.shape.row(t.rnd, -2**63)])
     task = to.create(cdc, [t.name], target=ordinary, start="snapshot")
     copied(cdc, task)
+    wait_for("it is loaded on the target", lambda: to.target.loaded(t.name) == "Loaded", 30)
     wait_for("six rows on the target", lambda: to.target.count(t.name) == 6, 20)
 
 
