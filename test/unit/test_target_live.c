@@ -1149,7 +1149,7 @@ static void test_too_large_a_request_is_no_doubt(void **state)
     pb_out_release(&junk);
     free(zeros);
     replicate_on(sink, &o, "tgt-dml_0", now_tt(), msgs);
-    assert_err(&o, ERR_LIMIT, ERRC_USER, "larger than max");
+    assert_err(&o, ERR_TOO_LARGE, ERRC_USER, "larger than max");
     assert_false(o.doubt);
     evbuffer_free(msgs);
 }
