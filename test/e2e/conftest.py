@@ -99,9 +99,9 @@ def pair():
 class Lab:
     """What a test works with. Names of collections begin with a prefix of its own."""
 
-    def __init__(self, pair, name):
+    def __init__(self, pair, file, name):
         name = re.sub(r"\W+", "_", name).strip("_")
-        self.pair, self.folder = pair, FOLDER / "tests" / name
+        self.pair, self.folder = pair, FOLDER / "tests" / file / name
         pair.revive()
         self.source = Side("source", pair.source.address)
         self.target = Side("target", pair.target.address)
@@ -233,7 +233,7 @@ def describe_cdc(cdc):
 
 @pytest.fixture
 def lab(pair, request):
-    lab = Lab(pair, request.node.name)
+    lab = Lab(pair, request.node.path.stem, request.node.name)
     try:
         yield lab
     finally:
