@@ -66,15 +66,13 @@ static void ensure_release(struct sink_call *c)
     free_result(e);
     left_out_release(&e->left_out);
     target_shards_free(e->source_shards, e->source_shards ? e->n_shards : 0);
-    for (size_t i = 0; i < e->n_partitions; i++)
-        free(e->partitions[i]);
+    target_names_free(e->partitions, e->n_partitions);
     for (size_t i = 0; i < e->req.n_properties; i++) {
         free(e->properties[i].key);
         free(e->properties[i].value);
     }
     if (e->schema)
         pb__collection_schema__free_unpacked(e->schema, NULL);
-    free(e->partitions);
     free(e->properties);
     free(e->property_list);
     free(e->schema_bytes);

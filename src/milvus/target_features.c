@@ -35,9 +35,7 @@ bool left_out_has(const struct left_out *l, const char *name)
 
 void left_out_release(struct left_out *l)
 {
-    for (size_t i = 0; i < l->n; i++)
-        free(l->names[i]);
-    free(l->names);
+    target_names_free(l->names, l->n);
     *l = (struct left_out){0};
 }
 

@@ -63,7 +63,6 @@ static void left_out(const struct sink_call *c, const char *instead, const struc
              KS("operation", c->method), KS("collection", c->object), KS("instead", instead), KS("error", err->text));
 }
 
-/* One message for all requests that name a collection first: protobuf writes what is set. */
 static void send_index(struct change *ch, Pb__MsgBase *base)
 {
     Pb__CreateIndexRequest create = PB__CREATE_INDEX_REQUEST__INIT;

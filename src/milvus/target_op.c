@@ -158,9 +158,7 @@ static struct op_call *op_of(struct sink_call *c)
 
 static void free_partitions(struct op_call *o)
 {
-    for (size_t i = 0; i < o->n_partitions; i++)
-        free(o->partitions[i]);
-    free(o->partitions);
+    target_names_free(o->partitions, o->n_partitions);
     o->partitions = NULL;
     o->n_partitions = 0;
 }

@@ -42,7 +42,6 @@ static void rename_done(struct sink_call *c, const struct err *err)
     r->done(r->arg, err);
 }
 
-/* Milvus Lite tells no ids: that the new name was there and the old one is not means that it is done. */
 static void on_renamed(struct sink_call *c, const struct answer *a)
 {
     struct answer ans = *a;
@@ -87,7 +86,7 @@ static void on_new_name(struct sink_call *c, const struct answer *a)
         rename_done(c, &ans.err);
         return;
     }
-    same = m->collection_id && m->collection_id == r->id;
+    same = m->collection_id && m->collection_id == r->id; /* 0: Milvus Lite tells none */
     pb__describe_collection_response__free_unpacked(m, NULL);
     if (same)
         rename_done(c, NULL);

@@ -21,6 +21,9 @@
 /* Calls of one task at a time while it maps its collections: a thousand at once would only cost memory. */
 #define MAX_ENSURING 32
 
+/* Of a first page: what a row really has is not known yet. */
+#define FIRST_ROWS 500
+
 static void on_retry(void *arg)
 {
     coll_kick(arg);
@@ -1012,6 +1015,14 @@ char *coll_key_expr(const struct coll *c, const char *after, const char *to)
 
     free(from);
     return expr;
+}
+
+uint64_t coll_first_rows(const struct coll *c, size_t bytes)
+{
+    const struct src_collection *sc = c->task->o.catalog->ops->get(c->task->o.catalog, c->id);
+    uint64_t rows = bytes / (sc && sc->row_bytes ? sc->row_bytes : 1);
+
+    return rows < 1 ? 1 : rows > FIRST_ROWS ? FIRST_ROWS : rows;
 }
 
 void coll_unverify(struct coll *c)

@@ -8,9 +8,10 @@
  * Each segment of the source gives as many rows as a page may have, and nearly all of them are thrown away again. So a page
  * of numbers has an upper bound, too, which the density of the keys before it tells.
  *
- * A page with fewer rows than asked for, and without a bound, is the last one; else rows written meanwhile with rising keys would keep us here for
- * ever. But rows of equal keys (which users can make by Insert) are one row of a page, and may hide others of the same
- * segment. So the rows in the page's range are counted, and a page that may lack some is read again, carefully.
+ * A page with fewer rows than asked for, and without a bound, is the last one; else rows written meanwhile with rising
+ * keys would keep us here for ever. But rows of equal keys (which users can make by Insert) are one row of a page, and may
+ * hide others of the same segment. So the rows in the page's range are counted, and a page that may lack some is read again,
+ * carefully.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -19,7 +20,6 @@
 #include "base/mem.h"
 #include "repl/copy_priv.h"
 
-#define FIRST_ROWS 500 /* at most: what a row has is not known yet */
 #define MAX_ANSWER (64u << 20) /* and no larger row can have been inserted */
 
 static void next_part(struct copy *p)
@@ -115,10 +115,7 @@ static uint64_t between(uint64_t least, uint64_t v, uint64_t most)
 /* Of the first page. */
 static void set_limit(struct copy *p)
 {
-    const struct src_collection *sc = p->coll->task->o.catalog->ops->get(p->coll->task->o.catalog, p->coll->id);
-    size_t row = sc && sc->row_bytes ? sc->row_bytes : 1;
-
-    p->limit = between(1, copy_page_bytes(p) / row, FIRST_ROWS);
+    p->limit = coll_first_rows(p->coll, copy_page_bytes(p));
     p->max_bytes = 2 * copy_page_bytes(p);
 }
 

@@ -556,6 +556,8 @@ bool coll_part_alive(struct coll *c, int64_t id);
 bool coll_part_at(const struct coll *c, int64_t from, int64_t *ret_id, const char **ret_name);
 /* The expression for the keys behind after (text of an expression; NULL: from the first) up to to (NULL: to the last).
  * Caller frees. */
+/* So many rows may be asked for at first when an answer should have about so many bytes (the schema tells). */
+uint64_t coll_first_rows(const struct coll *c, size_t bytes);
 char *coll_key_expr(const struct coll *c, const char *after, const char *to);
 /* The copy is over, or not wanted any more: its stream goes on. */
 void coll_copied(struct coll *c);

@@ -69,21 +69,13 @@ void check_then(struct check *k, check_fn step, unsigned ms)
     timer_set(&k->timer, ms);
 }
 
-static uint64_t first_limit(const struct coll *c)
-{
-    const struct src_collection *sc = c->task->o.catalog->ops->get(c->task->o.catalog, c->id);
-    uint64_t rows = sc && sc->row_bytes ? PAGE_BYTES / sc->row_bytes : FIRST_ROWS;
-
-    return rows < 1 ? 1 : rows > FIRST_ROWS ? FIRST_ROWS : rows;
-}
-
 struct check *check_new(struct verify *v, struct coll *c)
 {
     struct check *k = xcalloc(1, sizeof(*k));
 
     k->verify = v;
     k->coll = coll_ref(c);
-    k->limit = first_limit(c);
+    k->limit = coll_first_rows(c, PAGE_BYTES);
     k->backoff = (struct backoff)BACKOFF_INIT(200, 5000);
     k->ends = xcalloc(c->n_shards ? c->n_shards : 1, sizeof(*k->ends));
     k->ends_args = xcalloc(c->n_shards ? c->n_shards : 1, sizeof(*k->ends_args));

@@ -16,7 +16,7 @@
 struct check;
 
 /* Rows of a page. */
-enum { FIRST_ROWS = 500, PAGE_BYTES = 2 << 20 /* a page is hashed in one turn of the loop */ };
+enum { PAGE_BYTES = 2 << 20 /* a page is hashed in one turn of the loop */ };
 
 /* What is asked of either side. */
 enum side { SOURCE, TARGET, N_SIDES };
