@@ -121,7 +121,7 @@ $(BUILD)/asan/test/%: $(BUILD)/asan/test/unit/%.o $(TEST_HELPERS:%.c=$(BUILD)/as
 check-unit: $(TEST_BINS)
 	@failed=; for t in $(TEST_BINS); do \
 	    echo "== $$t"; \
-	    UBSAN_OPTIONS=print_stacktrace=1 timeout 300 $$t || failed="$$failed $${t##*/}"; \
+	    UBSAN_OPTIONS=print_stacktrace=1 timeout 600 $$t || failed="$$failed $${t##*/}"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "FAILED:$$failed"; exit 1; fi; \
 	echo "all $(words $(TEST_BINS)) test programs passed"

@@ -349,6 +349,7 @@ static void run(struct repl_task *t)
     dbs_kick(t);
     on_catalog_ready(t); /* what appeared meanwhile */
     task_kick_waiting(t);
+    verify_started(t);
 }
 
 static void on_joined(void *arg, const struct err *err)

@@ -191,6 +191,8 @@ static void on_next(void *arg)
         finish(v, FAILED, "cancelled");
         return;
     }
+    if (v->task->state < RUN_RUNNING)
+        return; /* verify_started() goes on */
     c = next_coll(v);
     if (!c) {
         all_done(v);
@@ -298,8 +300,8 @@ static int check_names(const struct repl_task *t, const json_t *names, struct er
 
 static int check_options(const struct repl_task *t, const struct repl_verify_options *o, struct err *err)
 {
-    if (t->state != RUN_RUNNING || t->fatal)
-        return err_set(err, ERR_STATE, ERRC_USER, "the task is starting or stopping: try again");
+    if (t->state > RUN_RUNNING || t->fatal)
+        return err_set(err, ERR_STATE, ERRC_USER, "the task is stopping");
     if (repl_task_verifying(t))
         return err_set(err, ERR_STATE, ERRC_USER, "a verification of the task is running: wait, or ask with \"cancel\": "
                                                   "true");
@@ -311,7 +313,7 @@ static int check_options(const struct repl_task *t, const struct repl_verify_opt
                                                         "has them: verify without repair, and restore what differs");
     if (o->repair && o->level == VERIFY_COUNTS)
         return err_set(err, ERR_INVALID, ERRC_USER, "a repair needs the level keys or rows");
-    return check_names(t, o->names, err);
+    return t->state == RUN_RUNNING ? check_names(t, o->names, err) : 0; /* else verify_started() does */
 }
 
 int repl_task_verify(struct repl_task *t, const struct repl_verify_options *o, struct err *err)
@@ -336,6 +338,17 @@ int repl_task_verify(struct repl_task *t, const struct repl_verify_options *o, s
     return 0;
 }
 
+void verify_started(struct repl_task *t)
+{
+    struct err err;
+
+    if (!repl_task_verifying(t))
+        return;
+    if (!t->verify->cancelled && check_names(t, t->verify->names, &err))
+        finish(t->verify, FAILED, err.text);
+    timer_set(&t->verify->next, 0);
+}
+
 bool repl_task_verifying(const struct repl_task *t)
 {
     return t->verify && t->verify->state == RUNNING;
@@ -343,8 +356,11 @@ bool repl_task_verifying(const struct repl_task *t)
 
 void repl_task_verify_cancel(struct repl_task *t)
 {
-    if (repl_task_verifying(t))
-        t->verify->cancelled = true;
+    if (!repl_task_verifying(t))
+        return;
+    t->verify->cancelled = true;
+    if (t->state < RUN_RUNNING)
+        timer_set(&t->verify->next, 0);
 }
 
 void verify_interrupt(struct repl_task *t)

@@ -367,7 +367,7 @@ static const char *text_of(const char *name)
 /* Steps of a workload (0: none) and ticks until it is over. */
 static void wait_verified(unsigned steps)
 {
-    uint64_t limit = clock_mono_ms() + 60000;
+    uint64_t limit = clock_mono_ms() + PATIENCE_MS;
 
     while (!looks_done() && clock_mono_ms() < limit) {
         for (unsigned i = 0; i < steps && rnd(fail_percent ? 60 : 2) == 0; i++) /* a doubt costs 1.5 s */
@@ -717,7 +717,6 @@ static void test_refusals(void **state)
     task_crash();
     source_rows = &ports[0];
     task_make();
-    assert_int_equal(begin(VERIFY_ROWS, false, &err), ERR_STATE); /* it is starting */
     SPIN(is_started);
     assert_int_equal(repl_task_verify(task, &o, &err), ERR_NOT_FOUND);
     assert_non_null(strstr(err.text, "nobody"));
@@ -739,6 +738,45 @@ static void test_refusals(void **state)
     assert_string_equal(text_of("reason"), "cancelled");
 }
 
+static void test_a_task_that_is_starting(void **state)
+{
+    json_t *names = json_pack("[s]", "nobody");
+    struct repl_verify_options o = {.level = VERIFY_ROWS, .names = names, .rows = &ports[1], .done = on_verified};
+    struct err err;
+
+    (void)state;
+    rnd_state = 385;
+    start_a_and_b();
+    task_crash();
+    task_make();
+    assert_int_equal(begin(VERIFY_ROWS, false, &err), 0);
+    assert_int_equal(begin(VERIFY_ROWS, false, &err), ERR_STATE);
+    port_back = false;
+    repl_task_verify_cancel(task);
+    wait_verified(0);
+    assert_string_equal(text_of("reason"), "cancelled");
+    task_crash();
+    task_make();
+    assert_int_equal(begin(VERIFY_ROWS, false, &err), 0);
+    wait_verified(0);
+    assert_state("equal");
+    assert_int_equal(json_array_size(json_object_get(result, "collections")), 2);
+    task_crash();
+    task_make();
+    port_back = false;
+    assert_int_equal(repl_task_verify(task, &o, &err), 0);
+    json_decref(names);
+    wait_verified(0);
+    assert_state("failed");
+    assert_non_null(strstr(text_of("reason"), "nobody"));
+    task_crash();
+    task_make();
+    assert_int_equal(begin(VERIFY_ROWS, false, &err), 0);
+    stop_and_wait();
+    assert_true(port_back);
+    SPIN(strstr(st_verify, "interrupted"));
+}
+
 static void test_the_end_of_the_task(void **state)
 {
     struct err err;
@@ -750,7 +788,7 @@ static void test_the_end_of_the_task(void **state)
     spin(3);
     stop_and_wait();
     assert_true(port_back);
-    assert_non_null(strstr(st_verify, "interrupted"));
+    SPIN(strstr(st_verify, "interrupted"));
     json_t *old = json_pack("{s:s}", "state", "running");
     repl_verify_interrupted(old);
     assert_string_equal(json_string_value(json_object_get(old, "state")), "failed");
@@ -781,7 +819,7 @@ int main(void)
         V(test_crashes_in_a_repair),          V(test_pages),
         V(test_equal_keys_on_the_source),     V(test_rows_that_are_twice_on_the_target),
         V(test_not_loaded),                   V(test_refusals),
-        V(test_the_end_of_the_task),          V(test_a_collection_that_is_dropped_meanwhile),
+        V(test_a_task_that_is_starting),      V(test_the_end_of_the_task),          V(test_a_collection_that_is_dropped_meanwhile),
     };
     int failed = 0;
 
