@@ -229,8 +229,8 @@ def wait_equal(source, target, collections, database="default", timeout=120, dat
     """
     Compares until equal; the last differences are the text of the AssertionError.
 
-    Milvus 2.3.5 under load can lose sight of rows when a collection is released and loaded again (seen on the target only,
-    with every row in its log, in order): so what still differs after half of the time is loaded once more, and told.
+    Milvus 2.3.5 under load can lose sight of rows when a collection is released and loaded again (seen on either side, with
+    every row in its log, in order): so what still differs after half of the time is loaded once more, and told.
     """
     def equal():
         diffs = compare(source, target, collections, database, data)
@@ -239,20 +239,21 @@ def wait_equal(source, target, collections, database="default", timeout=120, dat
     try:
         return wait_for("both sides equal", equal, timeout / 2, 0.5) and time.time()
     except TimeoutError as e:
-        print(f"{e}\nnow the target loads again what differs")
-    load_again(source, target, collections, database, data)
+        print(f"{e}\nnow both sides load again what differs")
+    for name in collections:
+        if source.loaded(name, database) == "Loaded" and compare(source, target, [name], database, data):
+            load_again(source, name, database)
+            load_again(target, name, database)
     try:
         return wait_for("both sides equal", equal, timeout / 2, 0.5) and time.time()
     except TimeoutError as e:
-        raise AssertionError(f"{e}\n(the target has loaded again what differed)") from None
+        raise AssertionError(f"{e}\n(both sides have loaded again what differed)") from None
 
 
-def load_again(source, target, collections, database, data):
+def load_again(side, name, database):
+    """A target may do so at the same time, after its source."""
     try:
-        for name in collections:
-            if source.loaded(name, database) != "Loaded" or not compare(source, target, [name], database, data):
-                continue
-            target.handler(database).release_collection(name, timeout=60)
-            target.collection(name, database).load(timeout=60)
+        side.handler(database).release_collection(name, timeout=60)
+        side.collection(name, database).load(timeout=60)
     except CALL_ERRORS as e:
-        print(f"the target cannot load again: {short(str(e), 300)}")
+        print(f"{database}.{name} cannot be loaded again: {short(str(e), 300)}")

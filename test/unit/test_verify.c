@@ -49,6 +49,8 @@ static bool not_there[2]; /* not loaded, by side */
 static unsigned asked[2], running[2], most_running;
 static uint64_t largest_answer; /* of an answer */
 static unsigned query_fails; /* percent */
+static int64_t hot_key;      /* not 0: it is written anew before the source answers, and gone before the target does, */
+static unsigned hot_looks;   /* as often */
 
 static int by_key(const void *a, const void *b)
 {
@@ -185,8 +187,28 @@ static void too_large(struct v_call *c)
     done(arg, &err, NULL);
 }
 
+static void spoil(int64_t key, bool there, int64_t value);
+
+/* Rows that are half written whenever somebody looks. */
+static void write_hot(bool target)
+{
+    static int64_t value;
+    bool gone = target && hot_looks > 0;
+
+    if (!hot_key)
+        return;
+    if (target && hot_looks > 0)
+        hot_looks--;
+    value += !target && hot_looks > 0;
+    for (size_t i = 0; i < n_old; i++)
+        if (old_rows[i].key == hot_key)
+            old_rows[i].value = value;
+    spoil(hot_key, !gone, value);
+}
+
 static void answer(struct v_call *c)
 {
+    write_hot(c->target);
     size_t n, kept = 0;
     struct old_row *list = c->target ? target_list(c->collection, &n) : source_list(c->collection, &n);
 
@@ -442,7 +464,8 @@ static int setup_verify(void **state)
     n_old = 0;
     most_answer = 0;
     no_clock = unordered = not_there[0] = not_there[1] = false;
-    asked[0] = asked[1] = most_running = query_fails = 0;
+    asked[0] = asked[1] = most_running = query_fails = hot_looks = 0;
+    hot_key = 0;
     largest_answer = 0;
     return rc;
 }
@@ -618,6 +641,25 @@ static void test_crashes_in_a_repair(void **state)
         }
         verify(VERIFY_ROWS, true, 0);
         wait_equal();
+        teardown_verify(state);
+        setup_verify(state);
+    }
+    port_back = true;
+}
+
+/* A difference is what persists: a row that was deleted and written again between two looks does not. */
+static void test_a_hot_key(void **state)
+{
+    (void)state;
+    for (enum verify_level level = VERIFY_KEYS; level <= VERIFY_ROWS; level++) {
+        rnd_state = 345;
+        start_a_and_b();
+        old_add(hot_key = 2000, 1, true);
+        hot_looks = 8;
+        verify(level, false, 0);
+        assert_int_equal(hot_looks, 0);
+        assert_found("a", 0, 0, 0);
+        assert_state("equal");
         teardown_verify(state);
         setup_verify(state);
     }
@@ -816,7 +858,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         V(test_equal_while_rows_come_and_go), V(test_differences_are_found),
         V(test_differences_are_mended),       V(test_repair_under_a_workload),
-        V(test_crashes_in_a_repair),          V(test_pages),
+        V(test_crashes_in_a_repair),          V(test_a_hot_key),
+        V(test_pages),
         V(test_equal_keys_on_the_source),     V(test_rows_that_are_twice_on_the_target),
         V(test_not_loaded),                   V(test_refusals),
         V(test_a_task_that_is_starting),      V(test_the_end_of_the_task),          V(test_a_collection_that_is_dropped_meanwhile),
