@@ -59,7 +59,7 @@ struct sink *target_open(struct loop *l, const struct target_options *o, struct 
     t->ignore_partition = o->ignore_partition;
     t->leave_out = o->leave_out;
     LIST_INIT(&t->calls);
-    TAILQ_INIT(&t->turns);
+    target_turns_init(t);
     return &t->sink;
 }
 
@@ -82,6 +82,7 @@ void target_close(struct sink *s)
     t->closing = true;
     while (!LIST_EMPTY(&t->calls))
         call_end(LIST_FIRST(&t->calls));
+    timer_release(&t->turn_timer);
     grpc_client_close(t->grpc);
     t->grpc = NULL;
     loop_defer(t->loop, target_free, t); /* after its calls */

@@ -70,7 +70,9 @@ struct target {
     bool lite;            /* Milvus Lite: calls go one after another (target_conn.c) */
     bool closing;
     unsigned under_way;   /* RPCs */
+    uint64_t quiet_ms;    /* monotonic, until when Milvus Lite may still be busy with a call that nobody waits for */
     TAILQ_HEAD(, sink_call) turns;
+    struct timer turn_timer;
     LIST_HEAD(, sink_call) calls;
 };
 
@@ -78,6 +80,8 @@ struct target {
 bool target_version_known(const struct target *t);
 /* Its answer to GetVersion; "" when it has none. */
 void target_set_version(struct target *t, const char *version);
+
+void target_turns_init(struct target *t);
 
 /* Makes the connection, with login; host and port are in *ret_address (caller frees). NULL and err on failure. */
 struct grpc_client *target_connect(struct loop *l, const struct target_options *o, char **ret_address,

@@ -22,7 +22,7 @@ static void source_schema(struct schema *s, bool partition_key)
 }
 
 /* A collection of the source with two shards and partitions _default, p1 and one that is being dropped. */
-static struct outcome make_plain(const struct schema *s)
+static void begin_plain(const struct schema *s, struct outcome *ret)
 {
     static char *v[] = {(char *)"s_1_5v0", (char *)"s_2_5v1"}, *p[] = {(char *)"s_1", (char *)"s_2"};
     static const struct src_pair property = {(char *)"mmap.enabled", (char *)"true"};
@@ -31,7 +31,6 @@ static struct outcome make_plain(const struct schema *s)
                                     {.name = pb_str("p1"), .state = SRC_ALIVE},
                                     {.name = pb_str("p2"), .state = SRC_DROPPING}};
     struct cat_collection cat = {0};
-    struct outcome o = {0};
     uint8_t schema[1000], value[2000];
     struct schema copy = *s;
     const char *why;
@@ -54,9 +53,17 @@ static struct outcome make_plain(const struct schema *s)
     cat.pub = (struct src_collection){.id = 5, .db_name = pb_str("default"), .name = cat.info->name, .create_tt = 1000,
                                       .shards = cat.info->shards, .n_shards = 2, .partitions = parts,
                                       .n_partitions = 3, .properties = &property, .n_properties = 1, .impl = &cat};
-    fx.sink->ops->ensure_collection(fx.sink, &cat.pub, "tdb", "c1", true, on_collection, &o);
+    *ret = (struct outcome){0};
+    fx.sink->ops->ensure_collection(fx.sink, &cat.pub, "tdb", "c1", true, on_collection, ret);
     cat_info_free(cat.info);
     memset(&cat, 0xee, sizeof(cat));
+}
+
+static struct outcome make_plain(const struct schema *s)
+{
+    struct outcome o;
+
+    begin_plain(s, &o);
     wait_for(&o);
     return o;
 }
@@ -708,6 +715,42 @@ static void test_lite_upsert_is_an_insert(void **state)
     assert_true(write_rows(SINK_UPSERT, "p1", "\x2a\x03xyz").doubt);
 }
 
+static void turn_for_a_while(void)
+{
+    for (int i = 0; i < 500; i++) {
+        loop_once(fx.loop, false);
+        usleep(100);
+    }
+}
+
+/* It may still be at what a daemon that was killed, or we before a timeout, had asked for. Whatever comes before its step
+ * stands in the script ends the test. */
+static void test_lite_may_be_busy_with_former_calls(void **state)
+{
+    struct sink_call *call;
+    struct outcome o;
+    struct schema s;
+
+    (void)state;
+    source_schema(&s, false);
+    script_version("milvus_lite-3.2.2");
+    begin_plain(&s, &o);
+    turn_for_a_while();
+    script_status("DescribeCollection", false, 1401, "no");
+    wait_for(&o);
+    assert_true(o.failed);
+
+    script_raw("Insert", NULL, NULL); /* no answer */
+    call = begin_write(SINK_INSERT, &o);
+    turn_for_a_while();
+    fx.sink->ops->cancel(call);
+    begin_write(SINK_DELETE, &o);
+    turn_for_a_while();
+    script_result("Delete", 0, 0, false);
+    wait_for(&o);
+    assert_written(o);
+}
+
 /* Whatever comes before its step stands in the script ends the test. */
 static void test_lite_does_one_thing_at_a_time(void **state)
 {
@@ -719,10 +762,7 @@ static void test_lite_does_one_thing_at_a_time(void **state)
     script_raw("Insert", NULL, NULL); /* no answer */
     for (int i = 0; i < 4; i++)
         calls[i] = begin_write(i == 3 ? SINK_DELETE : SINK_INSERT, &o[i]);
-    for (int i = 0; i < 500; i++) {
-        loop_once(fx.loop, false);
-        usleep(100);
-    }
+    turn_for_a_while();
     script_result("Insert", 3, 0, false);
     script_result("Delete", 0, 0, false);
     fx.sink->ops->cancel(calls[2]);
@@ -873,6 +913,7 @@ int main(void)
         on_plain(test_plain_write_requests),
         on_plain(test_lite_upsert_is_an_insert),
         on_plain(test_lite_does_one_thing_at_a_time),
+        on_plain(test_lite_may_be_busy_with_former_calls),
         on_plain(test_plain_all_rows_must_be_taken),
         on_plain(test_plain_doubt_unless_certainly_refused),
         on_plain(test_plain_limits_of_old_servers),
