@@ -28,7 +28,7 @@
 #include "base/pbwire.h"
 #include "repl/priv.h"
 
-#define PATIENCE_MS 60000 /* until a test gives up waiting, on a loaded machine; mostly some ms */
+#define PATIENCE_MS 120000 /* until a test gives up waiting, on a loaded machine; mostly some ms */
 
 static struct loop *loop;
 static unsigned rnd_state;
