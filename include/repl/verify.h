@@ -37,8 +37,8 @@ struct repl_verify_options {
     void *arg;
 };
 
-/* Begins; of a task that is still starting, when it runs. ERR_STATE: the task stops, or one is under way; ERR_NOT_FOUND: a name
- * is not the task's (of a task that is starting: "failed", later); ERR_UNSUPPORTED: no repair of a standby. */
+/* Begins; of a task that is still starting, when it runs. ERR_STATE: the task stops, or one is under way; ERR_NOT_FOUND: a
+ * name is not the task's (of a task that is starting: "failed", later); ERR_UNSUPPORTED: no repair of a standby. */
 int repl_task_verify(struct repl_task *t, const struct repl_verify_options *o, struct err *err);
 bool repl_task_verifying(const struct repl_task *t);
 /* Ends the one under way, if there is one, as soon as nothing that it writes is on its way. */

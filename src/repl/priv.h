@@ -612,8 +612,9 @@ struct wal_pos copy_doubt(const struct coll *c, size_t shard);
 
 /* ---- comparison with the target (verify.c) ------------------------------------------------------ */
 
-/* The task stops: what is under way ends, and its result is stored. */
+/* The task runs: what was asked for while it started begins. */
 void verify_started(struct repl_task *t);
+/* The task stops: what is under way ends, and its result is stored. */
 void verify_interrupt(struct repl_task *t);
 void verify_free(struct verify *v);
 
