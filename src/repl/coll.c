@@ -722,54 +722,70 @@ void coll_on_drop_confirmed(struct coll *c, const struct item *it)
 }
 
 /* A drop message that is made here goes straight to the channel: the link may be waiting for a tick. */
-static void queue_made_drop(struct coll *c, size_t shard, int type, const struct part *p)
+static void queue_made_drop(struct coll *c, size_t shard, const struct part *p)
 {
     struct link *l = c->shards[shard].link;
     struct item *it = item_new(ITEM_DROP, l);
 
     it->coll = coll_ref(c);
     it->shard = shard;
-    it->head = (struct msg_head){.type = type, .collection_id = c->id, .partition_id = p ? p->id : -1};
+    it->head = (struct msg_head){.type = p ? MSG_DROP_PARTITION : MSG_DROP_COLLECTION,
+                                 .collection_id = c->id,
+                                 .partition_id = p ? p->id : -1};
     it->dst_partition = p ? p->dst_id : -1;
     tchan_queue(l->tchan, it);
     tchan_kick(l->tchan);
 }
 
 /* Is the log's own drop message of the shard only held, waiting for a tick that may not come? */
-static bool drop_is_held(const struct coll *c, size_t shard, int64_t partition_id)
+static bool drop_is_held(const struct coll *c, size_t shard, const struct part *p)
 {
     const struct item *it;
 
     TAILQ_FOREACH(it, &c->shards[shard].link->hold, entry)
-        if (it->kind == ITEM_DROP && it->coll == c && it->shard == shard && it->head.partition_id == partition_id)
+        if (it->kind == ITEM_DROP && it->coll == c && it->shard == shard && it->head.partition_id == (p ? p->id : 0))
             return true;
     return false;
 }
 
+/* Of the collection, or of one partition. A stream that is being reset would lose it: then with the next kick. */
+static void make_drop(struct coll *c, size_t shard, enum shard_drop *drop, const struct part *p)
+{
+    bool wanted = *drop == SHARD_ALIVE || (*drop == SHARD_DROP_QUEUED && drop_is_held(c, shard, p));
+
+    if (!wanted || c->shards[shard].stream->state == STREAM_RESETTING)
+        return;
+    *drop = SHARD_DROP_MADE;
+    queue_made_drop(c, shard, p);
+}
+
 static void force_drop(struct coll *c)
 {
-    if (c->made_drops)
-        return;
-    c->made_drops = true;
     begin_drop(c);
     for (size_t i = 0; i < c->n_shards; i++)
-        if (c->shards[i].drop == SHARD_ALIVE || (c->shards[i].drop == SHARD_DROP_QUEUED && drop_is_held(c, i, 0))) {
-            c->shards[i].drop = SHARD_DROP_QUEUED;
-            queue_made_drop(c, i, MSG_DROP_COLLECTION, NULL);
-        }
+        make_drop(c, i, &c->shards[i].drop, NULL);
 }
 
 static void force_part_drop(struct coll *c, struct part *p)
 {
-    if (p->forced || !p->dst_id)
+    if (!p->dst_id)
         return;
     p->forced = true;
     begin_part_drop(c, p);
     for (size_t i = 0; i < c->n_shards; i++)
-        if (p->shards[i] == SHARD_ALIVE || (p->shards[i] == SHARD_DROP_QUEUED && drop_is_held(c, i, p->id))) {
-            p->shards[i] = SHARD_DROP_QUEUED;
-            queue_made_drop(c, i, MSG_DROP_PARTITION, p);
-        }
+        make_drop(c, i, &p->shards[i], p);
+}
+
+static void force_drops(struct coll *c)
+{
+    struct part *p;
+
+    if (c->forced)
+        force_drop(c);
+    else
+        COLL_EACH_PART(c, k, p)
+            if (p->forced)
+                force_part_drop(c, p);
 }
 
 void coll_on_gap(struct coll *c)
@@ -791,6 +807,12 @@ void coll_on_gap(struct coll *c)
     }
 }
 
+static void drop_again(enum shard_drop *drop)
+{
+    if (*drop == SHARD_DROP_QUEUED || *drop == SHARD_DROP_MADE)
+        *drop = SHARD_ALIVE;
+}
+
 void coll_stream_reset(struct coll *c, const struct stream *s)
 {
     struct part *p;
@@ -798,15 +820,9 @@ void coll_stream_reset(struct coll *c, const struct stream *s)
     for (size_t i = 0; i < c->n_shards; i++) {
         if (c->shards[i].stream != s)
             continue;
-        if (c->shards[i].drop == SHARD_DROP_QUEUED) {
-            c->shards[i].drop = SHARD_ALIVE;
-            c->made_drops = false;
-        }
+        drop_again(&c->shards[i].drop);
         COLL_EACH_PART(c, k, p)
-            if (p->shards[i] == SHARD_DROP_QUEUED) {
-                p->shards[i] = SHARD_ALIVE;
-                p->forced = false;
-            }
+            drop_again(&p->shards[i]);
     }
 }
 
@@ -1053,8 +1069,8 @@ void coll_kick(struct coll *c)
     case COLL_DROPPING:
         if (!c->verified_gen || c->reensure)
             coll_ensure(c);
-        else if (c->forced)
-            force_drop(c);
+        else
+            force_drops(c);
         if (!c->call)
             (void)drop_kick(c);
         meta_kick(c);

@@ -423,7 +423,8 @@ enum coll_state {
     COLL_GONE,     /* nothing left but references */
 };
 
-enum shard_drop { SHARD_ALIVE, SHARD_DROP_QUEUED, SHARD_DROP_SENT };
+/* MADE: by us, without waiting for the log's own message, which may be queued too. */
+enum shard_drop { SHARD_ALIVE, SHARD_DROP_QUEUED, SHARD_DROP_MADE, SHARD_DROP_SENT };
 
 struct shard {
     char *vchannel, *pchannel;   /* the source's */
@@ -467,7 +468,6 @@ struct coll {
     bool storing;                /* the first record is being stored; holds a reference */
     bool src_dropping;           /* the catalog says so */
     bool forced;                 /* its name is wanted by a new one: dropped without waiting for the log */
-    bool made_drops;             /* forced: the drop messages are queued */
     bool may_exist;              /* a create was sent: the target may have it */
     int64_t asked_part;          /* partition that etcd is asked about */
     uint64_t asked_round;

@@ -34,6 +34,7 @@ static void on_reset_timer(void *arg)
         link_restart(l);
     s->state = STREAM_IDLE;
     stream_open(s);
+    task_kick_waiting(s->task); /* drops that we make wait for the end of the reset */
 }
 
 static struct stream *stream_new(struct repl_task *t, const char *channel)

@@ -194,6 +194,8 @@ static void on_kick_timer(void *arg)
     struct repl_task *t = arg;
 
     kick_colls(t, is_mapping);
+    if (t->drops_open)
+        kick_colls(t, has_drop);
     for (struct stream *s = t->streams; s; s = s->hh.next)
         stream_kick(s);
 }

@@ -1658,6 +1658,18 @@ static void wait_equal(void)
     assert_true(equal(true));
 }
 
+#define WAIT(cond)                                                                                \
+    do {                                                                                          \
+        uint64_t end_ = clock_mono_ms() + PATIENCE_MS;                                            \
+        while (!(cond) && clock_mono_ms() < end_) {                                               \
+            write_tick();                                                                         \
+            spin(3);                                                                              \
+        }                                                                                         \
+        if (!(cond))                                                                              \
+            fail_msg("in vain: %s; trouble: %s", #cond,                                           \
+                     repl_task_trouble(task) ? repl_task_trouble(task) : "none");                 \
+    } while (0)
+
 /* As WAIT, without new ticks of the source. */
 #define SPIN(cond)                                                                                \
     do {                                                                                          \
@@ -2117,6 +2129,42 @@ static void test_name_reused_before_drop_message(void **state)
     wait_equal();
 }
 
+/* The drops that we make for the name are repeated, however often and whenever they fail. */
+static void test_names_reused_while_the_target_fails(void **state)
+{
+    for (unsigned seed = 60; seed < 66; seed++) {
+        rnd_state = seed;
+        struct model_coll *old = coll_create("n", 2, 0, true), *a = coll_create("a", 1, 0, true), *c;
+        write_tick();
+        start_and_wait();
+        part_create(a, "p", false);
+        WAIT(t_by_name("a") && t_part(t_by_name("a"), "p"));
+        fail_percent = 30 + rnd(60);
+        coll_drop(old, false);
+        c = coll_create("n", 2, 0, false);
+        write_insert(c, 0, 3, next_tt());
+        write_insert(c, 1, 4, next_tt());
+        part_drop(a, 1, false);
+        part_create(a, "p", false);
+        row_part = 2;
+        write_insert(a, 0, 1, next_tt());
+        row_part = 0;
+        for (int i = 0; i < 30; i++) {
+            write_insert(a, 0, 2 + (int)rnd(N_KEYS - 2), next_tt());
+            write_tick();
+            spin(1 + rnd(20));
+        }
+        wait_equal();
+        for (int i = 0; i < 2; i++) /* late messages */
+            write_drop(old, i, next_tt());
+        write_part_drop(a, 1, 0, next_tt());
+        write_tick();
+        wait_equal();
+        teardown(state);
+        setup(state);
+    }
+}
+
 static void test_drop_while_down(void **state)
 {
     (void)state;
@@ -2479,18 +2527,6 @@ static void test_stop_while_nothing_can_be_stored(void **state)
     task_make();
     wait_equal(); /* and nothing is lost or doubled */
 }
-
-#define WAIT(cond)                                                                                \
-    do {                                                                                          \
-        uint64_t end_ = clock_mono_ms() + PATIENCE_MS;                                            \
-        while (!(cond) && clock_mono_ms() < end_) {                                               \
-            write_tick();                                                                         \
-            spin(3);                                                                              \
-        }                                                                                         \
-        if (!(cond))                                                                              \
-            fail_msg("in vain: %s; trouble: %s", #cond,                                           \
-                     repl_task_trouble(task) ? repl_task_trouble(task) : "none");                 \
-    } while (0)
 
 static void write_many(void)
 {
@@ -3577,6 +3613,7 @@ int main(void)
         T(test_crashes),
         T(test_new_and_dropped_collections),
         T(test_name_reused_before_drop_message),
+        T(test_names_reused_while_the_target_fails),
         T(test_drop_while_down),
         T(test_lost_position),
         T(test_start_at_a_time),
