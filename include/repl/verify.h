@@ -32,6 +32,8 @@ struct repl_verify_options {
     bool load;               /* a collection that is not loaded is, for the time of its comparison */
     const json_t *names;     /* array of "name" or "db.name" of the source; NULL: all. Borrowed */
     struct rows_port *rows;  /* of the target; borrowed until done */
+    /* It is stored that it runs, and all daemons tell so; or, with err, it ended before. NULL: nobody asks. */
+    store_done_fn begun;
     /* Over, whatever came of it, also by the end of the task: the target's port is not used any more. */
     void (*done)(void *arg);
     void *arg;

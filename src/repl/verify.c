@@ -80,7 +80,7 @@ bool repl_verify_interrupted(json_t *result)
     return true;
 }
 
-static void store_result(struct verify *v)
+static void store_result(struct verify *v, store_done_fn done)
 {
     struct store *s = v->task->o.store;
     struct store_batch *b = s->ops->begin(s, v->task->o.id);
@@ -88,7 +88,7 @@ static void store_result(struct verify *v)
     char *text = json_dumps(o, JSON_COMPACT);
 
     s->ops->put_verify(b, text);
-    s->ops->commit(b, NULL, NULL);
+    s->ops->commit(b, done, v);
     free(text);
     json_decref(o);
 }
@@ -113,7 +113,7 @@ void verify_progress(struct verify *v)
     v->told_ms = now;
     log_info("repl", "comparing source and target", KS("task", v->task->o.id), KS("db", v->check->coll->db),
              KS("collection", v->check->coll->name), KU("rows", v->rows), KU("collections_done", json_array_size(v->done)));
-    store_result(v);
+    store_result(v, NULL);
 }
 
 /* ---- the collections ------------------------------------------------------------------------------------------ */
@@ -168,7 +168,7 @@ static void finish(struct verify *v, const char *state, const char *reason)
         set_text(&v->reason, reason);
     log_info("repl", "source and target are compared", KS("task", v->task->o.id), KS("result", state), KU("rows", v->rows),
              KU("ms", v->finished_ms - v->started_ms), KS("reason", v->reason ? v->reason : ""));
-    store_result(v);
+    store_result(v, NULL);
     timer_set(&v->next, 0);
 }
 
@@ -316,6 +316,26 @@ static int check_options(const struct repl_task *t, const struct repl_verify_opt
     return t->state == RUN_RUNNING ? check_names(t, o->names, err) : 0; /* else verify_started() does */
 }
 
+static void on_begun(void *arg, const struct err *err)
+{
+    struct verify *v = arg;
+    store_done_fn begun = v->o.begun;
+
+    v->o.begun = NULL;
+    if (begun)
+        begun(v->o.arg, err);
+}
+
+/* Whoever waits for its beginning waits in vain. */
+static void not_begun(struct verify *v)
+{
+    struct err err;
+
+    v->task->o.store->ops->cancel(v->task->o.store, v);
+    err_set(&err, ERR_STATE, ERRC_USER, "the verification ended before that it runs was stored");
+    on_begun(v, &err);
+}
+
 int repl_task_verify(struct repl_task *t, const struct repl_verify_options *o, struct err *err)
 {
     struct verify *v;
@@ -334,7 +354,7 @@ int repl_task_verify(struct repl_task *t, const struct repl_verify_options *o, s
     v->last_id = INT64_MIN;
     timer_init(&v->next, t->loop, LOOP_PRIO_LOW, on_next, v);
     timer_set(&v->next, 0);
-    store_result(v);
+    store_result(v, on_begun);
     return 0;
 }
 
@@ -369,6 +389,7 @@ void verify_interrupt(struct repl_task *t)
 
     if (!v)
         return;
+    not_begun(v);
     check_free(v->check);
     v->check = NULL;
     timer_cancel(&v->next);
@@ -376,7 +397,7 @@ void verify_interrupt(struct repl_task *t)
         v->state = FAILED;
         v->finished_ms = clock_wall_ms();
         set_text(&v->reason, "interrupted: the task was stopped. Ask again");
-        store_result(v);
+        store_result(v, NULL);
     }
     on_done(v);
 }
@@ -385,6 +406,7 @@ void verify_free(struct verify *v)
 {
     if (!v)
         return;
+    not_begun(v);
     check_free(v->check);
     on_done(v);
     timer_release(&v->next);

@@ -73,6 +73,7 @@ void manager_remove_task(struct mtask *t)
 {
     struct manager *m = t->m;
 
+    t->verify_fn = NULL;
     runtime_release(t);
     target_probe_cancel(t->probe);
     m->d.registry->ops->cancel(m->d.registry, t);
@@ -581,8 +582,10 @@ static void on_leave_stopped(void *arg)
 static bool lease_ready(struct mtask *t, const struct op *o)
 {
     t->holding = !holding_ready(t->m, t->key) && o->kind != OP_LEAVE;
-    if (t->holding)
+    if (t->holding) {
         holding_claim(t->m, t->key);
+        group_leave_step(t->m, t->key); /* one that is being given away had waited for this request */
+    }
     return !t->holding;
 }
 

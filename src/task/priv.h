@@ -112,6 +112,8 @@ struct mtask {
     char *told;             /* the reason in its record; NULL: not known */
     char *verify;           /* the result of its last comparison, of the record or of a run that is over; NULL: none */
     struct rows_port *verify_rows; /* the target's, while it is compared */
+    manager_fn verify_fn;   /* waits until its beginning is stored; NULL: nobody */
+    void *verify_arg;
     STAILQ_HEAD(, op) ops;  /* the first one is under way */
     struct target_probe *probe;
     char *target_version;   /* a create: what its probe was told */

@@ -205,10 +205,13 @@ void manager_cancel(struct manager *m, void *arg)
     LIST_FOREACH(a, &m->late, entry)
         if (a->arg == arg)
             a->fn = NULL;
-    for (struct mtask *t = m->tasks; t; t = t->hh.next)
+    for (struct mtask *t = m->tasks; t; t = t->hh.next) {
         STAILQ_FOREACH(o, &t->ops, entry)
             if (o->arg == arg)
                 o->fn = NULL;
+        if (t->verify_arg == arg)
+            t->verify_fn = NULL;
+    }
     position_cancel(m, arg);
     get_cancel(m, arg);
 }

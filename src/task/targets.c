@@ -148,7 +148,7 @@ void manager_count_targets(struct manager *m)
         if (!h)
             continue;
         h->busy += is_busy(t);
-        h->wanting += t->state != TASK_PAUSED || (t->spec && t->spec->keep_queryable);
+        h->wanting += t->stored && (t->state != TASK_PAUSED || (t->spec && t->spec->keep_queryable)); /* as beats count */
     }
     cleanups_count(m);
 }

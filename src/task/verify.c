@@ -23,12 +23,33 @@ static void on_done(void *arg)
     t->verify_rows = NULL;
 }
 
+static void on_begun(void *arg, const struct err *err)
+{
+    struct mtask *t = arg;
+    manager_fn fn = t->verify_fn;
+
+    t->verify_fn = NULL;
+    if (fn)
+        fn(t->verify_arg, err);
+}
+
+/* Other requests, a lease that is lost: they do not wait for the registry to store the beginning. */
+static void answer_when_begun(struct mtask *t)
+{
+    struct op *o = STAILQ_FIRST(&t->ops);
+
+    t->verify_fn = o->fn;
+    t->verify_arg = o->arg;
+    o->fn = NULL;
+}
+
 static int begin(struct mtask *t, const json_t *request, struct err *err)
 {
     struct repl_verify_options o = {.level = VERIFY_ROWS,
                                     .repair = json_is_true(json_object_get(request, "repair")),
                                     .load = json_is_true(json_object_get(request, "load")),
                                     .names = json_object_get(request, "collections"),
+                                    .begun = on_begun,
                                     .done = on_done,
                                     .arg = t};
     const char *level = json_string_value(json_object_get(request, "level"));
@@ -43,10 +64,12 @@ static int begin(struct mtask *t, const json_t *request, struct err *err)
     t->verify_rows = o.rows = rows_open(t->m->d.loop, &target, err);
     if (!o.rows)
         return err->code;
-    if (repl_task_verify(t->run, &o, err) == 0)
-        return 0;
-    on_done(t);
-    return err->code;
+    if (repl_task_verify(t->run, &o, err)) {
+        on_done(t);
+        return err->code;
+    }
+    answer_when_begun(t);
+    return 0;
 }
 
 static int cancel(struct mtask *t, struct err *err)

@@ -405,7 +405,8 @@ static void manager_make(void)
                                              .registry = reg,
                                              .catalog = &catalog,
                                              .wal = &wal,
-                                             .daemon_id = DAEMON});
+                                             .daemon_id = DAEMON,
+                                             .lease_ms = 3000});
 }
 
 static void manager_begin(void)
@@ -1254,6 +1255,132 @@ static void test_a_pause_right_after_the_start_ends(void **state)
     }
 }
 
+/* ---- in a group ------------------------------------------------------------------------------------------------ */
+
+/* The embedded registry as one of two daemons sees a shared one. It answers a beat just after the tasks of a target that was
+ * claimed were read: the target has no stored task yet. */
+static struct {
+    const struct registry_ops *real;
+    struct reg_watch watch;
+    reg_lease_fn claimed;
+    reg_beat_fn beat;
+    reg_tasks_fn listed;
+    bool list_waits;     /* for the beat */
+    void *claim_arg, *beat_arg, *list_arg;
+    struct reg_lease lease; /* epoch 0: not held */
+    char key[40];
+    unsigned releases;
+} group;
+
+static void group_answer_beat(void)
+{
+    struct reg_beat b = {.leases = &group.lease, .n_leases = group.lease.epoch != 0, .daemons = 2, .next_expiry_ms = -1};
+    reg_beat_fn beat = group.beat;
+
+    group.beat = NULL;
+    if (beat)
+        beat(group.beat_arg, NULL, &b);
+}
+
+static void on_group_claimed(void *arg, const struct err *err, const struct reg_lease *lease)
+{
+    (void)arg;
+    assert_null(err);
+    group.lease.epoch = lease->epoch;
+    group.claimed(group.claim_arg, NULL, lease);
+}
+
+static void g_claim(struct registry *r, const char *key, const char *owner, uint64_t ms, reg_lease_fn done, void *arg)
+{
+    group.claimed = done;
+    group.claim_arg = arg;
+    snprintf(group.key, sizeof(group.key), "%s", key);
+    group.lease.target_key = group.key;
+    group.real->claim(r, key, owner, ms, on_group_claimed, &group);
+}
+
+static void g_release(struct registry *r, const char *key, const char *owner, uint64_t epoch, reg_done_fn done, void *arg)
+{
+    group.releases++;
+    group.lease.epoch = 0;
+    group.real->release(r, key, owner, epoch, done, arg);
+}
+
+static void on_group_listed(void *arg, const struct err *err, const struct reg_task *tasks, size_t n)
+{
+    (void)arg;
+    group.listed(group.list_arg, err, tasks, n);
+    group_answer_beat();
+}
+
+static void g_list(struct registry *r, const char *task_id, reg_tasks_fn done, void *arg)
+{
+    if (!group.lease.epoch || group.listed) {
+        group.real->list(r, task_id, done, arg);
+        return;
+    }
+    group.listed = done;
+    group.list_arg = arg;
+    group.list_waits = true;
+    group.watch.on_lease(group.watch.arg);
+}
+
+static void g_beat(struct registry *r, const char *owner, uint64_t ms, bool want, reg_beat_fn done, void *arg)
+{
+    (void)owner;
+    (void)ms;
+    (void)want;
+    group.beat = done;
+    group.beat_arg = arg;
+    if (group.list_waits)
+        group.real->list(r, NULL, on_group_listed, &group);
+    else
+        group_answer_beat();
+    group.list_waits = false;
+}
+
+static void g_watch(struct registry *r, const char *owner, const struct reg_watch *w)
+{
+    (void)r;
+    (void)owner;
+    group.watch = w ? *w : (struct reg_watch){0};
+}
+
+static void g_cancel(struct registry *r, void *arg)
+{
+    if (arg == group.beat_arg)
+        group.beat = NULL;
+    group.real->cancel(r, arg);
+}
+
+/* A create is in no record yet: its target is not given away as one that nobody wants. */
+static void test_a_target_stays_while_its_first_task_is_made(void **state)
+{
+    static struct registry_ops ops;
+
+    (void)state;
+    manager_end();
+    reg_open();
+    memset(&group, 0, sizeof(group));
+    group.real = reg->ops;
+    ops = *reg->ops;
+    ops.claim = g_claim;
+    ops.release = g_release;
+    ops.list = g_list;
+    ops.beat = g_beat;
+    ops.watch = g_watch;
+    ops.cancel = g_cancel;
+    reg->ops = &ops;
+    reg->shared = true;
+    manager_begin();
+    create("t1", "a");
+    assert_shows("t1", "Running", NULL);
+    assert_int_equal(group.releases, 0);
+    manager_free(mgr);
+    mgr = NULL;
+    reg->ops = group.real;
+}
+
 /* ---- positions -------------------------------------------------------------------------------------------------------------- */
 
 static void assert_msg_id(const json_t *entry, const char *channel, uint64_t id)
@@ -1618,6 +1745,7 @@ int main(void)
         T(test_a_create_that_was_cut_off_is_removed),
         T(test_a_record_that_cannot_be_read_is_paused),
         T(test_a_pause_right_after_the_start_ends),
+        T(test_a_target_stays_while_its_first_task_is_made),
         T(test_positions_of_a_paused_task_are_the_stored_ones),
         T(test_positions_of_an_unknown_task_are_null),
         T(test_stored_links_are_in_the_positions),

@@ -187,11 +187,12 @@ static void too_large(struct v_call *c)
     done(arg, &err, NULL);
 }
 
-static void spoil(int64_t key, bool there, int64_t value);
+static void spoil_at(uint64_t tt, int64_t key, bool there, int64_t value);
 
 /* While it is hot, every look at the source finds another value, and every one at the target none. */
 static void write_hot(bool target)
 {
+    static uint64_t tt;
     static int64_t value;
     bool hot = hot_looks > 0;
 
@@ -202,7 +203,8 @@ static void write_hot(bool target)
     for (size_t i = 0; i < n_old; i++)
         if (old_rows[i].key == hot_key)
             old_rows[i].value = value;
-    spoil(hot_key, !(target && hot), value);
+    tt = now_tt > tt ? now_tt : tt + 2;
+    spoil_at(portable ? ++t_clock : tt, hot_key, !(target && hot), value);
 }
 
 static void answer(struct v_call *c)
@@ -364,10 +366,25 @@ static void on_verified(void *arg)
     port_back = true;
 }
 
+static unsigned n_begun, n_not_begun;
+
+/* All daemons can tell it by then. */
+static void on_verify_begun(void *arg, const struct err *err)
+{
+    (void)arg;
+    n_begun += !err;
+    n_not_begun += err != NULL;
+    assert_true(err || strstr(st_verify, "\"state\":\"running\""));
+}
+
 static int begin(enum verify_level level, bool repair, struct err *err)
 {
-    struct repl_verify_options o = {.level = level, .repair = repair, .rows = &ports[1], .done = on_verified};
-    int rc = repl_task_verify(task, &o, err);
+    struct repl_verify_options o = {
+        .level = level, .repair = repair, .rows = &ports[1], .begun = on_verify_begun, .done = on_verified};
+    int rc;
+
+    n_begun = n_not_begun = 0;
+    rc = repl_task_verify(task, &o, err);
 
     port_back = rc != 0;
     return rc;
@@ -409,6 +426,8 @@ static void verify(enum verify_level level, bool repair, unsigned steps)
     if (begin(level, repair, &err))
         fail_msg("%s", err.text);
     wait_verified(steps);
+    assert_int_equal(n_begun, 1);
+    assert_int_equal(n_not_begun, 0);
 }
 
 static const json_t *coll_result(const char *name)
@@ -446,14 +465,18 @@ static void assert_state(const char *state)
 
 /* ---- a target that was spoiled ---------------------------------------------------------------------------- */
 
-static void spoil(int64_t key, bool there, int64_t value)
+static void spoil_at(uint64_t tt, int64_t key, bool there, int64_t value)
 {
     struct t_coll *c = t_by_name("a");
-    uint64_t tt = portable ? ++t_clock : now_tt;
 
     t_add_row(c, (struct t_row){.tt = tt, .key = key, .del = true});
     if (there)
         t_add_row(c, (struct t_row){.tt = portable ? tt : tt + 1, .key = key, .value = value});
+}
+
+static void spoil(int64_t key, bool there, int64_t value)
+{
+    spoil_at(portable ? ++t_clock : now_tt, key, there, value);
 }
 
 static int setup_verify(void **state)
@@ -816,6 +839,7 @@ static void test_a_task_that_is_starting(void **state)
     task_make();
     assert_int_equal(begin(VERIFY_ROWS, false, &err), 0);
     stop_and_wait();
+    assert_int_equal(n_not_begun, 1);
     assert_true(port_back);
     SPIN(strstr(st_verify, "interrupted"));
 }
