@@ -528,6 +528,7 @@ static void coll_flows(struct coll *c, bool first)
         want_parts(c, c->task->o.catalog->ops->get(c->task->o.catalog, c->id));
     if (first && reads_over_gap(c))
         coll_on_gap(c);
+    meta_connection(c->task, c->verified_gen);
     meta_news(c);
     coll_kick(c);
 }

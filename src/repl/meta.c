@@ -35,7 +35,8 @@ struct meta {
     bool waiting;       /* for another one's */
     bool storing;
     bool others;        /* indexes and load states are the replicate channel's */
-    bool equal;         /* the target has been made equal to seen */
+    bool equal;         /* the target has been made equal to seen, */
+    uint64_t gen;       /* on this connection (repl_task.meta_gen) */
     char *seen;         /* state, see meta_plan.h: all that the source ever had, of what is not yet off the target */
     json_t *wanted;     /* of the round */
     json_t *left_out;   /* indexes that the target refused, and can be without: {"field name": true} */
@@ -464,11 +465,13 @@ void meta_kick(struct coll *c)
         return;
     m->wanted = wanted_of(m, sc);
     text = meta_text(m->wanted);
-    if ((m->equal && m->seen && strcmp(m->seen, text) == 0) || (!m->seen && meta_is_plain(m->wanted))) {
+    if ((m->equal && m->gen == c->task->meta_gen && m->seen && strcmp(m->seen, text) == 0) ||
+        (!m->seen && meta_is_plain(m->wanted))) {
         json_decref(m->wanted);
         m->wanted = NULL;
     } else {
         m->running = true;
+        m->gen = c->task->meta_gen;
         c->task->meta_rounds++;
         note_and_ask(m);
     }
@@ -486,6 +489,17 @@ void meta_news(struct coll *c)
     if (m->refused && !m->running)
         timer_cancel(&m->retry); /* it may be taken now */
     meta_kick(c);
+}
+
+void meta_connection(struct repl_task *t, uint64_t generation)
+{
+    if (!t->o.hub->portable || t->meta_gen == generation)
+        return;
+    t->meta_gen = generation;
+    for (struct coll *c = t->colls; c; c = c->hh.next)
+        if (c->meta)
+            c->meta->due = true;
+    meta_kick_next(t);
 }
 
 void meta_kick_next(struct repl_task *t)

@@ -581,6 +581,9 @@ void coll_rename_from_record(struct coll *c, const json_t *rec);
 /* There may be something to make equal: it is mapped, or the catalog has news. */
 void meta_news(struct coll *c);
 void meta_kick(struct coll *c);
+/* A collection was checked on this connection. On a new one the ordinary target may have been started again, and what was
+ * loaded may not be so any more (Milvus Lite 3.2.2): all collections are compared anew. */
+void meta_connection(struct repl_task *t, uint64_t generation);
 /* A round of the task has ended: others may go on. */
 void meta_kick_next(struct repl_task *t);
 void meta_free(struct coll *c);
@@ -709,6 +712,7 @@ struct repl_task {
     unsigned ensuring;          /* collections that are being made or checked on the target */
     unsigned copying;           /* collections whose rows are being copied just now */
     unsigned meta_rounds;       /* collections that meta.c is at work for */
+    uint64_t meta_gen;          /* the sink's generation that it knows; 0: none, or a standby */
     bool aliasing;              /* one of them has a call about an alias under way */
     struct verify *verify;      /* the last comparison with the target, or the one under way; NULL: none in this run */
     struct timer ckpt_timer, start_timer, stop_timer, kick_timer, fatal_timer;

@@ -212,6 +212,27 @@ static void test_what_is_set_up_while_it_runs(void **state)
     src_free_all();
 }
 
+/* Milvus Lite has nothing loaded after its restart: one collection's rows show that there is a new connection. */
+static void test_a_target_that_has_forgotten_what_is_loaded(void **state)
+{
+    struct model_coll *a, *b;
+    (void)state;
+    if (!portable)
+        skip();
+    rnd_state = 65;
+    a = with_everything("a", 2, 0);
+    b = with_everything("b", 1, 1);
+    write_tick();
+    start_and_wait();
+    WAIT(set_up(a) && set_up(b));
+    t_meta(t_by_name("a"))->loaded = t_meta(t_by_name("b"))->loaded = false;
+    sink_gen++;
+    upsert(a, 0, 1);
+    WAIT(set_up(a) && set_up(b));
+    wait_equal();
+    src_free_all();
+}
+
 static void change_something(struct model_coll *a, struct model_coll *b)
 {
     static const char *const values[] = {"one", "two", "three"};

@@ -3656,6 +3656,7 @@ int main(void)
         T(test_progress_behind_a_reserved_tick),
         T(test_what_is_set_up_from_before),
         T(test_what_is_set_up_while_it_runs),
+        T(test_a_target_that_has_forgotten_what_is_loaded),
         T(test_set_up_over_crashes),
         T(test_a_refused_set_up_stops_nothing),
         T(test_rename),
