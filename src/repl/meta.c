@@ -2,8 +2,9 @@
  * meta.c - what users set up beside the rows of a collection: indexes, load state, aliases, properties.
  *
  * None of it has an order relative to rows, and all of it stands in the source's etcd. So it is not replayed but made
- * equal: at the start, and whenever the catalog has news of the collection, a round compares what the source has with
- * what the target has, and makes the calls that are missing (meta_plan.c). A round may be repeated any time.
+ * equal: at the start, on a new connection to the target, and whenever the catalog has news of the collection, a round
+ * compares what the source has with what the target has, and makes the calls that are missing (meta_plan.c). A round may be
+ * repeated any time.
  *
  * A user of the target may have indexes, loads and aliases of his own there. Only what the source had is taken away: so
  * the collection's record says what it ever had, and says it before the target is touched.
