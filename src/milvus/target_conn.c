@@ -269,11 +269,6 @@ static void leave_turns(struct sink_call *c)
     c->body_db = NULL;
 }
 
-static bool is_quiet_time(const struct target *t)
-{
-    return t->lite && clock_mono_ms() < t->quiet_ms;
-}
-
 /*
  * Milvus Lite does not lock what its calls change: two at a time destroy the log of a collection, and what was confirmed
  * is gone when the process ends (seen with 3.2.2: 800 of 64,000 rows were left after eight writers and a kill). A collection
@@ -282,11 +277,13 @@ static bool is_quiet_time(const struct target *t)
 static void next_turn(struct target *t)
 {
     struct sink_call *c = TAILQ_FIRST(&t->turns);
+    uint64_t now;
 
     if (!c || t->under_way > 0 || t->closing)
         return;
-    if (is_quiet_time(t)) {
-        timer_set(&t->turn_timer, t->quiet_ms - clock_mono_ms());
+    now = clock_mono_ms();
+    if (now < t->quiet_ms) {
+        timer_set(&t->turn_timer, t->quiet_ms - now);
         return;
     }
     rpc_start(c, c->body, c->body_db);
@@ -365,7 +362,7 @@ void call_rpc(struct sink_call *c, const char *method, enum answer_kind kind, co
     c->kind = kind;
     c->on_answer = fn;
     c->deadline_ms = deadline_ms;
-    if (!t->lite || (t->under_way == 0 && TAILQ_EMPTY(&t->turns) && !is_quiet_time(t))) {
+    if (!t->lite) {
         rpc_start(c, body, db);
         return;
     }
